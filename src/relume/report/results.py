@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,130 @@ from relume.verdicts import Arm
 
 
 class _Result:
-    """Printing, saving and showing, the same for every result."""
+    """Printing, saving and showing: the same for every result."""
 
     __slots__ = ()
 
-    def document(self) -> dict[str, Any]:
-        """The parts of a page: some of "report", "trial", "healed"."""
-        raise NotImplementedError
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for `json.dumps`; keys are the attribute names."""
-        raise NotImplementedError
-
     def save(self, path: str | Path) -> Path:
-        """Write `.html` (one offline file) or `.json`, by the suffix, and return the path."""
+        """Write one offline page (`.html`) or the numbers (`.json`), by the suffix; returns the path."""
         from relume.report.save import save
 
-        return save(self, Path(path))
+        return save(Page.of(self), Path(path))
 
     def __str__(self) -> str:
         from relume.report.text import render
 
-        return render(self)
+        return render(Page.of(self))
+
+    def _repr_html_(self) -> str:
+        from relume.report.html import render_inline
+
+        return render_inline(Page.of(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Report(_Result):
+    """What relume found in one run: diagnoses ranked by severity, and how much of the network it could see."""
+
+    diagnoses: tuple[Diagnosis, ...]
+    coverage: Coverage
+    recording: Recording
+    symptoms: tuple[Symptom, ...] = ()
+
+    @property
+    def healthy(self) -> bool:
+        """No diagnosis of severity warning or critical."""
+        return all(diagnosis.severity == "note" for diagnosis in self.diagnoses)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dumps`; keys are the attribute names."""
+        return {"healthy": self.healthy, **to_json(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Trial(_Result):
+    """Arms trained side by side from paired seeds, each judged against the untreated control."""
+
+    arms: tuple[Arm, ...]  # the untreated control first, then best first
+    winner: str | None  # name of the arm to adopt
+    seeds: tuple[int, ...]
+    steps: int
+    engine: str  # "2 worker processes", "in this process"
+    score: str  # what the score is, in words
+    symptom: str = ""  # what the control suffers from, in words: "dead units"
+    seconds: float = 0.0
+    because: str = ""  # one sentence: why this winner, or why none
+    code: str = ""  # Python that applies the winner
+
+    @property
+    def control(self) -> Arm:
+        """The untreated arm."""
+        return self.arms[0]
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name; `KeyError` with the names there are."""
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        raise KeyError(
+            f"no arm named {name!r}; arms: {', '.join(arm.name for arm in self.arms)}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dumps`; keys are the attribute names."""
+        return to_json(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Healed(_Result):
+    """A trained network with the proven remedy in it, or the untreated one where none was proven."""
+
+    model: Any  # the trained torch.nn.Module
+    optimizer: Any  # its torch.optim.Optimizer
+    remedy: str | None
+    trial: Trial | None  # None: the untreated network was healthy
+    report_before: Report
+    report_after: Report
+    score_before: float | None  # of the untreated network; None: it diverged
+    score_after: float | None
+    because: str = ""  # one sentence: why this remedy, or why none
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dumps`; keys are the attribute names, without the network and its optimizer."""
+        return {
+            "remedy": self.remedy,
+            "trial": self.trial and self.trial.to_json(),
+            "report_before": self.report_before.to_json(),
+            "report_after": self.report_after.to_json(),
+            "score_before": to_json(self.score_before),
+            "score_after": to_json(self.score_after),
+            "because": self.because,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """What is shown together: any of the three results; `relume demo` shows all."""
+
+    report: Report | None = None
+    trial: Trial | None = None
+    healed: Healed | None = None
+    title: str = ""
+
+    @classmethod
+    def of(cls, result: Any) -> Page:
+        """The page of one result; a page is returned as it is."""
+        if isinstance(result, Report):
+            return cls(report=result)
+        if isinstance(result, Trial):
+            return cls(trial=result)
+        if isinstance(result, Healed):
+            return cls(report=result.report_before, trial=result.trial, healed=result)
+        return result
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"report": ..., "trial": ..., "healed": ...}`, those that there are; a lone result as itself."""
+        parts = {"report": self.report, "trial": self.trial, "healed": self.healed}
+        return {
+            name: part.to_json() for name, part in parts.items() if part is not None
+        }
