@@ -9,9 +9,6 @@ version = release = installed_version("relume")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
-suppress_warnings = [
-    "toc.empty_glob",  # a glob in index.md may match nothing while pages are still being written
-]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3

@@ -61,14 +61,12 @@ def modules_imported(source: str, path: tuple[str, ...], known: set[str]) -> Ite
             targets = [(*base, alias.name) for alias in node.names]
         else:
             continue
-        for target in targets:
-            if target[0] != "relume":
+        for root, *inside in targets:
+            if root != "relume":
                 continue
             # `from relume import Report` takes a name from the public face, `from relume import probe` a module.
-            from_face = len(target) == 1 or (
-                len(target) == 2 and isinstance(node, ast.ImportFrom) and target[1] not in known
-            )
-            yield node.lineno, PUBLIC_FACE if from_face else target[1]
+            from_face = isinstance(node, ast.ImportFrom) and len(inside) == 1 and inside[0] not in known
+            yield node.lineno, inside[0] if inside and not from_face else PUBLIC_FACE
 
 
 def violations(root: Path) -> list[str]:
