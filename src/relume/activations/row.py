@@ -1,0 +1,290 @@
+"""What a row of the catalogue is made of, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import inf
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from relume.errors import ActivationError
+
+T = TypeVar("T")
+
+
+# --- what a row is made of --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A number that shapes a function, under the name that torch gives it, with the values it may take (both ends in).
+
+    `init_argument` is set where the torch module learns the number as a tensor: the constructor's name for its start.
+    """
+
+    default: float
+    low: float = -inf
+    high: float = inf
+    init_argument: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """One end of a function: the limit of its derivative, and the point beyond which the derivative is exactly that.
+
+    `knee` is None where the derivative only tends to `slope`.
+    """
+
+    slope: float
+    knee: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Activation:
+    """One activation function: what it is, and what follows from that.
+
+    `f` and `df` map float64 arrays to arrays and take the parameters as keyword arguments. At a corner `df` is the
+    derivative that torch uses there. NaN gives NaN; the ends at -inf and inf give the limits. The properties describe
+    the function at its default parameters; the methods take parameters.
+
+    >>> from relume.activations import activation
+    >>> row = activation("leaky_relu")
+    >>> row.f(np.array([-2.0, 3.0]), negative_slope=0.5).tolist()
+    [-1.0, 3.0]
+    >>> row.tails(negative_slope=0.5)
+    (Tail(slope=0.5, knee=0.0), Tail(slope=1.0, knee=0.0))
+    """
+
+    name: str
+    module: str  # the class of the module that applies it, as a dotted name
+    functions: tuple[str, ...] = ()  # the callables that apply it; parameters follow the input in the order declared
+    fixed: Mapping[str, str] = field(default_factory=dict)  # arguments that tell it from a row with the same names
+    tex: str
+    f: Callable[..., Any]
+    df: Callable[..., Any]
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    left: Tail | Callable[..., Tail]  # a callable where the tail depends on the parameters: read it with `tails`
+    right: Tail | Callable[..., Tail]
+    kinks: tuple[float, ...] | Callable[..., tuple[float, ...]] = ()  # where one formula gives way to the next
+    range: tuple[float, float]  # the tightest interval that holds all values, at the default parameters
+    monotone: bool  # never decreasing, at the default parameters
+    paper: str
+
+    def arguments(self, **parameters: float) -> dict[str, float]:
+        """Every parameter of the function: the given ones, and the default for the rest.
+
+        Raises `ActivationError` for a parameter that the function does not have, or a value outside its bounds.
+        """
+        for name, value in parameters.items():
+            if name not in self.parameters:
+                known = ", ".join(self.parameters) or "none"
+                raise ActivationError(f"{self.name} has no parameter {name!r}.\nIts parameters: {known}.")
+            bounds = self.parameters[name]
+            if not bounds.low <= value <= bounds.high:
+                raise ActivationError(
+                    f"{self.name}: {name} is {value!r}, but must lie between {bounds.low:g} and {bounds.high:g}."
+                )
+        return {name: float(parameters.get(name, p.default)) for name, p in self.parameters.items()}
+
+    def tails(self, **parameters: float) -> tuple[Tail, Tail]:
+        """The left and the right end of the function."""
+        arguments = self.arguments(**parameters)
+        return _at(self.left, arguments), _at(self.right, arguments)
+
+    def breaks(self, **parameters: float) -> tuple[float, ...]:
+        """The points where one formula gives way to the next: integrate and search piece by piece."""
+        return _at(self.kinks, self.arguments(**parameters))
+
+    def corners(self, **parameters: float) -> tuple[float, ...]:
+        """The points where the derivative, or the function itself, jumps."""
+        arguments = self.arguments(**parameters)
+        return tuple(
+            x
+            for x in _at(self.kinks, arguments)
+            for around in [np.array([np.nextafter(x, -inf), np.nextafter(x, inf)])]
+            if max(abs(np.diff(g(around, **arguments))[0]) for g in (self.f, self.df)) > _JUMP
+        )
+
+    def flat_edges(self, tolerance: float, **parameters: float) -> tuple[float, float]:
+        """Where the function is flat: its slope is small for every x <= the first and every x >= the second number.
+
+        Small means exactly zero, or less than `tolerance` times the steepest slope (where that is infinite, times the
+        slope at 0). An end that is not flat gives -inf or inf. With tolerance 0 only exactly flat ends count.
+        Raises `ActivationError` unless 0 <= tolerance < 1.
+
+        >>> from relume.activations import activation
+        >>> activation("relu").flat_edges(0.0)
+        (0.0, inf)
+        >>> [round(x, 2) for x in activation("sigmoid").flat_edges(0.01)]
+        [-5.99, 5.99]
+        """
+        if not 0 <= tolerance < 1:
+            raise ActivationError(
+                f"flat_edges: tolerance is {tolerance!r}, but must lie in [0, 1): a share of a slope."
+            )
+        return _flat_edges(self, float(tolerance), tuple(self.arguments(**parameters).items()))
+
+    def steepest(self, **parameters: float) -> float:
+        """The largest absolute slope, which is infinite for a function such as exp."""
+        return _steepest(self, tuple(self.arguments(**parameters).items()))
+
+    @property
+    def can_die(self) -> bool:
+        """Whether an end is exactly flat, so that a unit that stays there gets no gradient at all."""
+        return any(tail.slope == 0 and tail.knee is not None for tail in self.tails())
+
+    @property
+    def saturates(self) -> bool:
+        """Whether the slope goes to zero at an end, reached or not."""
+        return any(tail.slope == 0 for tail in self.tails())
+
+    @property
+    def bounded(self) -> bool:
+        """Whether all values lie in a finite interval."""
+        return all(map(math.isfinite, self.range))
+
+    @property
+    def smooth(self) -> bool:
+        """Whether function and derivative are continuous."""
+        return not self.corners()
+
+    @property
+    def zero_centred(self) -> bool:
+        """Whether the mean output is 0 for standard normal inputs."""
+        return abs(self.mean) < 1e-6
+
+    @property
+    def max_slope(self) -> float:
+        """The largest absolute slope."""
+        return self.steepest()
+
+    @property
+    def mean(self) -> float:
+        """The mean output for standard normal inputs."""
+        return _normal_moments(self)[0]
+
+    @property
+    def second_moment(self) -> float:
+        """The mean squared output for standard normal inputs."""
+        return _normal_moments(self)[1]
+
+    def __str__(self) -> str:
+        low, high = self.range
+        shape = ["monotone" if self.monotone else "not monotone"]
+        shape += [f"corner at {x:.4g}" for x in self.corners()] or ["smooth"]
+        shape += ["zero-centred"] if self.zero_centred else []
+        ends = [
+            f"{side} slope {tail.slope:.4g} " + ("in the limit" if tail.knee is None else f"beyond {tail.knee:.4g}")
+            for side, tail in zip(("left", "right"), self.tails(), strict=True)
+        ]
+        fate = "units can die" if self.can_die else "units can saturate" if self.saturates else "no end is flat"
+        lines = [
+            f"{self.name}(x) = {self.tex}",
+            f"  torch     {self.module}",
+            *(f"  {name} = {p.default:.6g}" for name, p in self.parameters.items()),
+            f"  shape     values from {low:.4g} to {high:.4g}, {', '.join(shape)}",
+            f"  ends      {', '.join(ends)}: {fate}",
+            f"  N(0, 1)   mean {round(self.mean, 4) + 0.0:.4f}, mean square {self.second_moment:.4f}",
+            f"  source    {self.paper}",
+        ]
+        return "\n".join(lines)
+
+
+# --- what is derived from a row ---------------------------------------------------------------------------------------
+
+_JUMP = 1e-8  # softplus jumps by 2e-9 where torch goes over to the straight line; that is no corner
+
+
+def _at(value: T | Callable[..., T], arguments: Mapping[str, float]) -> T:
+    return cast(T, value(**arguments) if callable(value) else value)
+
+
+def _grid(row: Activation, arguments: Mapping[str, float]) -> np.ndarray:
+    """Points that grow away from 0 and from every kink at a steady rate, so that no scale of a parameter is missed."""
+    away = 2.0 ** np.arange(-20, 31, 1 / 64)
+    kinks = _at(row.kinks, arguments)
+    parts = [
+        np.concatenate([c - away, [np.nextafter(c, -inf), c, np.nextafter(c, inf)], c + away]) for c in (0, *kinks)
+    ]
+    return np.unique(np.concatenate(parts))
+
+
+@lru_cache(maxsize=4096)
+def _steepest(row: Activation, items: tuple[tuple[str, float], ...]) -> float:
+    arguments = dict(items)
+    tails = row.tails(**arguments)
+    if any(math.isinf(tail.slope) for tail in tails):
+        return inf
+    x = _grid(row, arguments)
+    top = int(np.argmax(np.abs(row.df(x, **arguments))))
+    near = np.linspace(x[max(top - 1, 0)], x[min(top + 1, len(x) - 1)], 2001)
+    found = max(np.abs(row.df(near, **arguments)).max(), abs(row.df(x[top], **arguments)))
+    return float(max(found, *(abs(tail.slope) for tail in tails)))
+
+
+@lru_cache(maxsize=4096)
+def _flat_edges(row: Activation, tolerance: float, items: tuple[tuple[str, float], ...]) -> tuple[float, float]:
+    arguments = dict(items)
+    left, right = row.tails(**arguments)
+    if tolerance == 0:
+        return (
+            left.knee if left.slope == 0 and left.knee is not None else -inf,
+            right.knee if right.slope == 0 and right.knee is not None else inf,
+        )
+    scale = _steepest(row, items)
+    if math.isinf(scale):
+        scale = abs(float(row.df(np.float64(0.0), **arguments)))
+
+    def flat(x: Any) -> Any:
+        slope = np.abs(row.df(x, **arguments))
+        return (slope < tolerance * scale) | (slope == 0)
+
+    def edge(x: np.ndarray) -> float:
+        """From a flat end of x inwards, the last point before the first that is not flat."""
+        steep = ~flat(x)
+        first = int(np.argmax(steep))
+        if first == 0:
+            return float(np.sign(x[0]) * inf)
+        inside, outside = float(x[first - 1]), float(x[first])
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if flat(np.float64(middle)) else (inside, middle)
+        return inside
+
+    x = _grid(row, arguments)
+    return edge(x), edge(x[::-1])
+
+
+def normal_rule(centres: tuple[float, ...] = (), q: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Points x and weights w such that sum(w g(x)) is the mean of g(x) for x ~ N(0, q).
+
+    Gauss-Legendre panels, split at the centres and shrinking towards them and towards 0, so that kinks and functions
+    much narrower than the normal density lose no digits.
+    """
+    width = math.sqrt(q)
+    finest = -16 - max(0, math.ceil(math.log2(width)))
+    away = 2.0 ** np.arange(finest, 6)
+    around = [np.concatenate([m - away, [m], m + away]) for m in (0.0, *(c / width for c in centres))]
+    edges = np.unique(np.clip(np.concatenate([np.arange(-37, 38), *around]), -37, 37))  # beyond, the density is 0
+    nodes, weights = _legendre()
+    half = np.diff(edges)[:, None] / 2
+    z = (edges[:-1, None] + half + half * nodes).ravel()
+    w = (half * weights).ravel() * np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    return width * z, w
+
+
+@lru_cache(maxsize=1)
+def _legendre() -> tuple[np.ndarray, np.ndarray]:
+    return np.polynomial.legendre.leggauss(20)
+
+
+@lru_cache(maxsize=1024)
+def _normal_moments(row: Activation) -> tuple[float, float]:
+    arguments = row.arguments()
+    x, w = normal_rule(_at(row.kinks, arguments))
+    y = row.f(x, **arguments)
+    return float(w @ y), float(w @ (y * y))
