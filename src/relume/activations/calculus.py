@@ -33,6 +33,11 @@ def exp(x: Any) -> Any:
         return np.exp(x)
 
 
+def soft_relu(x: Any) -> Any:
+    """ln(1 + e^x). Unlike `np.logaddexp` it takes NaN without a warning."""
+    return np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x)))
+
+
 def near(x: Any) -> Any:
     """x, cut where every exponential term has long vanished."""
     return np.clip(x, -1e3, 1e3)
@@ -85,7 +90,7 @@ def silu_slope(x: Any) -> Any:
 def mish_slope(x: Any) -> Any:
     """The derivative of mish."""
     x = near(x)
-    soft = np.logaddexp(0.0, x)
+    soft = soft_relu(x)
     return np.tanh(soft) + 4 * x * logistic_slope(2 * soft) * expit(x)
 
 
