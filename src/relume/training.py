@@ -351,7 +351,7 @@ def loss_of(training: Training, model: nn.Module, batch: Any) -> Tensor:
         output = call(model, input)
     except Exception as error:
         raise TrainingError(
-            f"{type(model).__name__} failed on an input that is a {describe(input)}: {type(error).__name__}: {error}\n"
+            f"{type(model).__name__} failed on its input, {describe(input)}: {type(error).__name__}: {error}\n"
             "The traceback above is from its forward."
         ) from error
     try:
