@@ -1,0 +1,175 @@
+"""Makes a recording out of probes: arms one probe at a time, keeps a few batches, reads them once more at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from relume.probe import Probe, initial_weights
+from relume.recording import Reading, Recording, Site
+from relume.sites import undisturbed
+
+# The rule of three bounds a unit's firing rate by 3/n with 95 % confidence: 1000 silent samples say "below 0.3 %".
+ENOUGH_SAMPLES = 1000
+KEPT_BYTES = 64 * 2**20  # of training batches kept for the closing reading and for replays
+
+
+class Recorder:
+    """Collects the readings of one run of `model`; the model and the random generators stay as they are.
+
+    `arm()` reads the next training forward pass, `collect(loss)` takes the reading after the optimizer's step,
+    `recording()` gives all so far, closed by a reading of the kept batches with the weights as they are now.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer | None, *, trained: bool = True) -> None:
+        self.step = 0
+        self.losses: list[float] = []
+        self.readings: list[Reading] = []
+        self.kept: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # arguments of forward passes, newest last
+        self.note = ""
+        self.sites: dict[str, Site] = {}
+        self.blind: dict[str, None] = {}
+        self.initial = initial_weights(model)
+        self._model = model
+        self._optimizer = optimizer
+        self._trained = trained
+        self._started = time.perf_counter()
+        self._pending: list[Tensor | float] = []
+        self._probe: Probe | None = None
+        self._hooks: list[Any] = []
+        self._kept_samples: list[int] = []
+
+    # around one step ----------------------------------------------------------------------------------------------
+
+    @property
+    def keeps_enough(self) -> bool:
+        """Whether the kept batches suffice for a verdict on each unit."""
+        return sum(self._kept_samples) >= ENOUGH_SAMPLES
+
+    def arm(self, *, read: bool = True) -> None:
+        """Read (or, without `read`, only keep the input of) the next training pass; nothing is left on afterwards."""
+        self.disarm()
+        armed: list[Probe | None] = []
+
+        def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if armed or not torch.is_grad_enabled() or not module.training:
+                return
+            self._keep(args, kwargs)
+            armed.append(Probe(self._model, self.step) if read else None)
+            if (probe := armed[0]) is not None:
+                probe.keep_weights()
+                probe.read_input((args, tuple(kwargs.values())))
+                probe.trace.__enter__()
+
+        def end(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if armed and armed[0] is not None and self._probe is None:
+                self._probe = armed[0]
+                self._probe.trace.__exit__(None, None, None)
+                self._probe.read_output(output)
+
+        self._hooks = [
+            self._model.register_forward_pre_hook(begin, with_kwargs=True),
+            self._model.register_forward_hook(end, with_kwargs=True, always_call=True),
+        ]
+
+    def disarm(self) -> None:
+        """Take off whatever `arm` put on."""
+        while self._hooks:
+            self._hooks.pop().remove()
+        self._probe = None
+
+    def collect(self, loss: Tensor | float | None = None) -> Reading | None:
+        """Count one optimizer step; the reading of it, if it was probed."""
+        self._pending.append(loss.detach() if isinstance(loss, Tensor) else float("nan") if loss is None else loss)
+        reading = None
+        if self._hooks:
+            probe = self._probe
+            if probe is not None and probe.trace.error is None:
+                reading = probe.reading(loss, self._optimizer)
+                self._add(probe, reading)
+            self.disarm()
+            if probe is not None and probe.trace.error is not None:
+                raise probe.trace.error
+        if reading is not None or len(self._pending) >= 256:
+            self.flush()
+        self.step += 1
+        return reading
+
+    def _add(self, probe: Probe, reading: Reading) -> None:
+        self.readings.append(reading)
+        for site in probe.sites:
+            self.sites.setdefault(site.name, site)
+        self.blind.update(dict.fromkeys(probe.blind))
+
+    def flush(self) -> None:
+        """Move the losses since the last probe to the CPU."""
+        tensors = [loss.reshape(-1)[:1].float() for loss in self._pending if isinstance(loss, Tensor)]
+        values = iter(torch.cat(tensors).tolist() if tensors else ())
+        self.losses += [next(values) if isinstance(loss, Tensor) else float(loss) for loss in self._pending]
+        self._pending.clear()
+
+    def _keep(self, args: Any, kwargs: Any) -> None:
+        samples, size = _extent((args, kwargs))
+        if size > KEPT_BYTES:
+            return
+        self.kept.append((args, dict(kwargs)))
+        self._kept_samples.append(samples)
+        while len(self.kept) > 1 and (
+            sum(self._kept_samples[1:]) >= ENOUGH_SAMPLES or sum(_extent(k)[1] for k in self.kept) > KEPT_BYTES
+        ):
+            del self.kept[0], self._kept_samples[0]
+
+    # without a step -----------------------------------------------------------------------------------------------
+
+    def read_forward(self, batches: Iterable[tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
+        """Read one forward pass of each batch, in the model's present mode, without training."""
+        for args, kwargs in batches:
+            probe = Probe(self._model, self.step)
+            with undisturbed(self._model), torch.no_grad():
+                probe.read_input((args, tuple(kwargs.values())))
+                with probe.trace:
+                    output = self._model(*args, **kwargs)
+                probe.read_output(output)
+            if probe.trace.error is not None:
+                raise probe.trace.error
+            self._add(probe, probe.reading())
+
+    def recording(self, *, finished: bool = True, closing: bool = True) -> Recording:
+        """All that was read so far; `closing` reads the kept batches once more with the weights as they are now."""
+        self.flush()
+        before = len(self.readings)
+        if closing and self.kept and self.losses and self.losses[-1] == self.losses[-1]:
+            self.read_forward(self.kept)
+        readings = tuple(self.readings)
+        del self.readings[before:]
+        return Recording(
+            model=type(self._model).__name__,
+            optimizer=type(self._optimizer).__name__ if self._optimizer else "",
+            sites=tuple(sorted(self.sites.values(), key=lambda site: site.order)),
+            readings=readings,
+            losses=tuple(self.losses),
+            initial=self.initial,
+            blind=tuple(self.blind),
+            steps=self.step,
+            trained=self._trained,
+            finished=finished,
+            note=self.note,
+            seconds=time.perf_counter() - self._started,
+        )
+
+
+def _extent(value: Any) -> tuple[int, int]:
+    """Samples (the first tensor's first dimension) and bytes of the tensors in nested arguments."""
+    if isinstance(value, Tensor):
+        return (value.shape[0] if value.dim() else 1), value.numel() * value.element_size()
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, (tuple, list)):
+        parts = [_extent(part) for part in value]
+        return next((samples for samples, _ in parts if samples), 0), sum(size for _, size in parts)
+    return 0, 0

@@ -1,0 +1,165 @@
+"""Watches a training loop: decides which steps to read, within a cost budget, and never stands in its way."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from relume.journal import Journal
+from relume.recorder import Recorder
+from relume.recording import Recording
+from relume.report import Report
+
+log = logging.getLogger("relume")
+
+FIRST_STEPS = 3  # read without regard to cost: what is ill from the start shows here, and they measure the cost
+AIM = 0.8  # of the budget; the rest is left for the error of the cost's own measurement
+LONGEST_WAIT = 200  # steps between probes: a layer that dies must be seen to have died, whatever a probe costs
+
+
+class watch:  # noqa: N801 - used like a function: `with relume.watch(model, optimizer) as watch:`
+    """Watch a training loop of your own; the parameters after it are bit-identical to those without.
+
+    `model` and `optimizer` are the ones being trained, `loss` the loss function (with it, causes are replayed on
+    copies), `budget` the share of the run's time that reading may take, `journal` the path of a file that keeps the
+    recording. Call `step(loss)` once per optimizer step, while the gradients are there.
+
+        with relume.watch(model, optimizer) as watch:
+            for x, y in batches:
+                loss = loss_fn(model(x), y)
+                optimizer.zero_grad(); loss.backward(); optimizer.step()
+                watch.step(loss)
+        print(watch.report())
+
+    An error inside relume is logged once and ends the watch, not the training. Raises JournalError when the journal
+    cannot be written, and TypeError when `model` is not a module.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        loss: Any = None,
+        budget: float = 0.01,
+        journal: str | Path | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"watch needs the torch.nn.Module that is trained; found {type(model).__name__}.")
+        if not budget > 0:
+            raise ValueError(f"budget is the share of the run's time that reading may take, above 0; found {budget!r}.")
+        self._model = model
+        self._optimizer = optimizer
+        self._loss = loss
+        self._budget = budget
+        self._recorder = Recorder(model, optimizer)
+        self._journal = Journal(journal) if journal is not None else None
+        self._written = 0
+        self._finished = False
+        self._retired = False
+        self._ordinary: list[float] = []  # seconds of the latest steps that were not read
+        self._cost = 0.0  # seconds one probe adds, smoothed
+        self._spent = 0.0
+        self._next = 0
+        self._last = time.perf_counter()
+        self._read = False
+        self._arm()
+
+    def __enter__(self) -> watch:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            self._recorder.note = f"stopped by {type(error).__name__}: {error}".rstrip(": ")
+        self._guarded(self._close, error is None)
+
+    def step(self, loss: Tensor | float | None = None) -> None:
+        """Count one optimizer step; call it after `optimizer.step()`, before the gradients are cleared."""
+        if self._retired:
+            return
+        now = time.perf_counter()
+        spent = now - self._last
+        if self._recorder.step < self._next and not self._read:
+            self._ordinary.append(spent)
+            del self._ordinary[:-64]
+            self._recorder.collect(loss)
+            self._last = time.perf_counter()
+            if self._recorder.step < self._next and self._recorder.keeps_enough:
+                return
+        else:
+            self._guarded(self._collect, loss, spent, now)
+        self._guarded(self._arm)
+
+    def _collect(self, loss: Any, spent: float, started: float) -> None:
+        reading = self._recorder.collect(loss)
+        if reading is None:
+            self._last = time.perf_counter()
+            return  # nothing went through the model in training mode; try again with the next step
+        own = time.perf_counter() - started
+        usual = median(self._ordinary) if self._ordinary else 0.0
+        extra = own + (max(0.0, spent - usual) if usual else 0.0)
+        self._cost = extra if not self._cost else 0.7 * self._cost + 0.3 * min(extra, 4 * self._cost)
+        self._spent += extra
+        wait = math.ceil(self._cost / (AIM * self._budget * usual)) if usual else 1
+        done = self._recorder.step
+        self._next = done if done < FIRST_STEPS else done - 1 + min(max(1, wait), LONGEST_WAIT)
+        if self._journal is not None:
+            self._write()
+        self._last = time.perf_counter()
+
+    def _arm(self) -> None:
+        due = self._recorder.step >= self._next
+        self._read = due
+        if due or not self._recorder.keeps_enough:
+            self._recorder.arm(read=due)
+
+    # the recording ------------------------------------------------------------------------------------------------
+
+    @property
+    def recording(self) -> Recording:
+        """All that was read so far, closed by a reading of the latest batches with the weights as they are now."""
+        return self._recording(closing=not self._retired)
+
+    def _recording(self, *, closing: bool) -> Recording:
+        from dataclasses import replace
+
+        recording = self._recorder.recording(finished=self._finished, closing=closing)
+        return replace(recording, watch_share=self._spent / max(recording.seconds, 1e-9))
+
+    def _write(self, *, closing: bool = False) -> None:
+        if self._journal is not None:
+            recording = self._recording(closing=closing)
+            self._journal.add(recording, recording.readings[self._written :])
+            self._written = len(self._recorder.readings)
+
+    def _close(self, finished: bool) -> None:
+        self._recorder.disarm()
+        self._finished = finished
+        if self._journal is not None:
+            self._write(closing=True)
+            self._journal.close()
+            self._journal = None
+
+    def report(self) -> Report:
+        """What was found so far; may be asked at any time, also in mid-run."""
+        from relume.checkup import judge
+
+        return judge(self.recording)
+
+    def _guarded(self, act: Any, *args: Any) -> None:
+        """Do it; an error is logged once and the watch retires, so that the user's training goes on."""
+        if self._retired:
+            return
+        try:
+            act(*args)
+        except Exception as error:
+            self._retired = True
+            self._recorder.disarm()
+            self._recorder.note = f"the watch stopped at step {self._recorder.step}: {type(error).__name__}: {error}"
+            log.warning("relume: %s; training goes on unwatched", self._recorder.note, exc_info=True)
