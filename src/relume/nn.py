@@ -1,0 +1,66 @@
+"""Functions of the catalogue as torch modules: those that torch lacks, and a way to build any of them."""
+
+import importlib
+import inspect
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relume.activations import Activation, activation
+from relume.errors import ActivationError
+
+
+class Exp(nn.Module):
+    """Applies e^x to each element, for inputs of any shape.
+
+    Its outputs and gradients overflow in deep networks. It stands here for a positive rate at the end of one.
+
+    >>> Exp()(torch.zeros(2)).tolist()
+    [1.0, 1.0]
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.exp(input)
+
+
+def resolve(dotted_name: str) -> Any:
+    """The object of that dotted name, as rows of the catalogue use for modules and functions.
+
+    >>> resolve("torch.nn.ReLU") is nn.ReLU
+    True
+    """
+    # relume.nn is this module; all else is an attribute of torch, or of one of its attributes
+    root = "relume.nn" if dotted_name.startswith("relume.nn.") else "torch"
+    return reduce(getattr, dotted_name.removeprefix(f"{root}.").split("."), importlib.import_module(root))
+
+
+def module(row: str | Activation, **arguments: Any) -> nn.Module:
+    """A new torch module that applies a function of the catalogue.
+
+    Takes the row's parameters, and whatever else the module's constructor takes, such as `num_parameters` of `PReLU`.
+    For a learned parameter the number is its start. Raises `ActivationError` for an unknown function or argument, or a
+    parameter outside its bounds.
+
+    >>> module("prelu", weight=0.1, num_parameters=64)
+    PReLU(num_parameters=64)
+    """
+    row = activation(row)
+    build = resolve(row.module)
+    spoken_for = {*row.fixed, *(p.init_argument for p in row.parameters.values())}
+    others = [
+        name
+        for name, argument in inspect.signature(build).parameters.items()
+        if name not in spoken_for and argument.kind is argument.POSITIONAL_OR_KEYWORD
+    ]
+    known = list(dict.fromkeys([*row.parameters, *others]))
+    for name in arguments:
+        if name not in known:
+            raise ActivationError(
+                f"{row.name} takes no argument {name!r}.\nIts arguments: {', '.join(known) or 'none'}."
+            )
+    shape = {name: value for name, value in arguments.items() if name in row.parameters}
+    row.arguments(**shape)  # raises where one is outside its bounds
+    start = {row.parameters[name].init_argument or name: value for name, value in shape.items()}
+    return build(**row.fixed, **start, **{name: value for name, value in arguments.items() if name not in shape})
