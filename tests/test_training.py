@@ -266,6 +266,15 @@ def test_a_stream_shuffles_each_pass_anew_and_numbers_its_batches():
     assert len(list(Stream(make().batches, 0, once=True))) == 6
 
 
+def test_looking_ahead_changes_nothing():
+    """The batch peeked at is the next one, and the order after it is as without the look."""
+    stream = Stream(make().batches, 0)
+    ahead = float(stream.peek()[0].sum())
+    assert float(stream.peek()[0].sum()) == ahead
+    assert prints(stream, 9) == prints(Stream(make().batches, 0), 9)
+    assert stream.index == 2
+
+
 def test_one_thread_gives_the_threads_back():
     """The number of threads is one inside, and as before after it, also after an error."""
     before = torch.get_num_threads()

@@ -125,6 +125,9 @@ def test_clear_cases_read_the_same_with_few_seeds_and_many(
             "eased",
             "The burden 0.6 to 0.02 in the mean of 5 seeds",
         ),
+        # below what counts as ill, but hardly less dead
+        (runs("c", *CONTROL, **ILL), runs("a", *BETTER, burden=0.4), "eased", "The burden 0.6 to 0.4 in the mean"),
+        (runs("c", *CONTROL, **ILL), runs("a", *BETTER, burden=0.05), "cured", "Free of dead"),
         # an ill control in too few seeds
         (
             mixed("c", (0.5, ILL), *[(0.5, WELL)] * 4),

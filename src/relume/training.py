@@ -172,6 +172,7 @@ class Stream:
         self._batches = batches
         self._once = once
         self._iterator: Iterator[Any] | None = None
+        self._ahead: Any = _END
         with isolated_rng():
             seed_all(seed ^ STREAM_SALT)
             self._rng = _rng_state()
@@ -180,6 +181,16 @@ class Stream:
         return self
 
     def __next__(self) -> Any:
+        batch, self._ahead = self.peek(), _END
+        return batch
+
+    def peek(self) -> Any:
+        """The batch that comes next; it stays the next one."""
+        if self._ahead is _END:
+            self._ahead = self._read()
+        return self._ahead
+
+    def _read(self) -> Any:
         with isolated_rng():
             _set_rng_state(self._rng)
             try:

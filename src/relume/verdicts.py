@@ -19,7 +19,7 @@ class Run:
     seed: int
     score: float | None  # higher is better; None when the run diverged or could not be scored
     burden: float  # how ill the network was at the end, 0..1; see `symptoms.burden`
-    kinds: tuple[str, ...] = ()  # symptoms that made it ill, such as ("dead",)
+    kinds: tuple[str, ...] = ()  # symptoms that made it ill, such as ("dead",); none: it was well, whatever its burden
     dead_share: float = 0.0  # of all units of all sites
     saturated_share: float = 0.0
     losses: tuple[float, ...] = ()  # thinned to at most 200, evenly over the run
@@ -68,6 +68,7 @@ class Arm:
 
 CONFIDENCE = 0.95
 MIN_SEEDS = 2  # one pair of runs cannot tell an effect from chance
+CURED = 1 / 3  # of the burden may be left: an arm that slips just below what counts as ill is not cured
 EASED = 0.25  # least fall of the burden, as a share of the control's: less is within what other seeds do to it
 # "No worse" is a score whose interval stays above zero minus the smaller of these two: a hundredth of the control's
 # score matters to nobody, and a quarter of its spread over seeds is less than choosing another seed does.
@@ -118,8 +119,8 @@ def judge(control: Sequence[Run], arm: Sequence[Run], *, changes: Mapping[str, s
        than the control's whole score in every seed.
     2. `no_effect`: score, burden and kinds of symptom equal the control's exactly.
     3. `unproven`: fewer than two seeds, or the arm diverges in a seed in which the control finished.
-    4. `cured`: the control is ill in at least half of the seeds, the arm in none, and the score is no worse: its mean
-       difference is not negative, or its interval lies above minus the margin.
+    4. `cured`: the control is ill in at least half of the seeds, the arm in none with a third of the burden at most,
+       and the score is no worse: its mean difference is not negative, or its interval lies above minus the margin.
     5. `eased`: the score is no worse and the burden falls reliably (by a quarter or more in every seed in which the
        control is ill, or by a quarter in the mean with its interval below zero), or the score's interval is above zero.
     6. `no_effect`: neither burden nor score changed reliably, and there was nothing that went away.
@@ -205,10 +206,10 @@ def _verdict(pairs: list[tuple[Run, Run]]) -> tuple[Verdict, str]:
     no_worse = score.mean >= -noise or score.low >= -margin
     free = not any(map(_ill, arms))
     often = bool(ill) and 2 * len(ill) >= seeds
-    if often and free and no_worse:
+    before, after = fmean(map(_burden, controls)), fmean(map(_burden, arms))
+    if often and free and no_worse and after <= CURED * before:
         return "cured", f"Free of {kinds} in {_all(arms)}, untreated ill in {len(ill)}; {said}."
 
-    before, after = fmean(map(_burden, controls)), fmean(map(_burden, arms))
     change = mean_interval([_burden(a) - _burden(c) for c, a in pairs])
     steady = often and all(_burden(c) - _burden(a) >= EASED * _burden(c) for c, a in ill)
     steady = steady and all(_burden(a) <= _burden(c) for c, a in pairs)
@@ -270,7 +271,7 @@ def _burden(run: Run) -> float:
 
 
 def _ill(run: Run) -> bool:
-    return _diverged(run) or run.burden > 0 or bool(run.kinds)
+    return _diverged(run) or bool(run.kinds)
 
 
 def _kinds(runs: Sequence[Run], least: float = 0.5) -> tuple[str, ...]:
