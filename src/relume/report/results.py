@@ -78,9 +78,7 @@ class Trial(_Result):
         for arm in self.arms:
             if arm.name == name:
                 return arm
-        raise KeyError(
-            f"no arm named {name!r}; arms: {', '.join(arm.name for arm in self.arms)}"
-        )
+        raise KeyError(f"no arm named {name!r}; arms: {', '.join(arm.name for arm in self.arms)}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`; keys are the attribute names."""
@@ -122,21 +120,27 @@ class Page:
     trial: Trial | None = None
     healed: Healed | None = None
     title: str = ""
+    alone: Any = None  # the one result that the page was made of, if it was one
 
     @classmethod
     def of(cls, result: Any) -> Page:
         """The page of one result; a page is returned as it is."""
         if isinstance(result, Report):
-            return cls(report=result)
+            return cls(report=result, alone=result)
         if isinstance(result, Trial):
-            return cls(trial=result)
+            return cls(trial=result, alone=result)
         if isinstance(result, Healed):
-            return cls(report=result.report_before, trial=result.trial, healed=result)
+            return cls(
+                report=result.report_before,
+                trial=result.trial,
+                healed=result,
+                alone=result,
+            )
         return result
 
     def to_json(self) -> dict[str, Any]:
         """`{"report": ..., "trial": ..., "healed": ...}`, those that there are; a lone result as itself."""
+        if self.alone is not None:
+            return self.alone.to_json()
         parts = {"report": self.report, "trial": self.trial, "healed": self.healed}
-        return {
-            name: part.to_json() for name, part in parts.items() if part is not None
-        }
+        return {name: part.to_json() for name, part in parts.items() if part is not None}

@@ -1,0 +1,146 @@
+"""What became of every unit, from reading to reading: the numbers behind the maps and the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relume.activations import activation
+from relume.errors import ActivationError
+from relume.recording import Site
+from relume.report.results import Report
+from relume.symptoms import Symptom
+
+# States of one unit in one reading; a map is drawn from these numbers.
+UNSEEN, ALIVE, SPARSE, SATURATED, DEAD, BROKEN = range(6)
+LETTERS = "-aspxe"  # of the states, in the page's data
+NEVER = -1
+
+RARELY = 0.95  # share of samples on a flat piece from which a unit counts as sparse, or as saturated
+ENOUGH = 1000  # samples without a sign of life before a silent unit is called dead (rule of three: under 0.3 %)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SiteHistory:
+    """One site over all readings of a run."""
+
+    site: Site
+    steps: NDArray[np.int64]  # of the readings, one column each
+    states: NDArray[np.uint8]  # (readings, units)
+    died: NDArray[np.int64]  # per unit, the step since which it is dead; NEVER for the others
+    gradient: float | None  # root mean square over the units, at the last reading with one
+    silent_samples: int  # the fewest samples on which a dead unit was silent to the end; 0 where none is dead
+
+    @property
+    def last(self) -> NDArray[np.uint8]:
+        """States at the last reading of this site; all unseen where there is none."""
+        seen = np.flatnonzero((self.states != UNSEEN).any(axis=1))
+        return self.states[seen[-1]] if seen.size else np.full(self.site.units, UNSEEN, dtype=np.uint8)
+
+    def count(self, state: int) -> int:
+        """Units in that state at the end."""
+        return int((self.last == state).sum())
+
+    @property
+    def dead(self) -> int:
+        """Units dead at the end."""
+        return int((self.died != NEVER).sum())
+
+    @property
+    def born(self) -> int:
+        """Units that were dead at the first reading already, and stayed so."""
+        first = self.steps[0] if self.steps.size else 0
+        return int((self.died == first).sum())
+
+    @property
+    def ill(self) -> int:
+        """Units dead, saturated or broken at the end."""
+        return sum(self.count(state) for state in (DEAD, SATURATED, BROKEN))
+
+
+def function_name(name: str) -> str:
+    """How people write that activation function: "ReLU" for "relu"."""
+    try:
+        return activation(name).module.rpartition(".")[2]
+    except ActivationError:
+        return name.replace("_", " ")
+
+
+def histories(report: Report) -> tuple[SiteHistory, ...]:
+    """Every site's history, in the order of the forward pass."""
+    found = {id(s): s for s in (*report.symptoms, *(s for d in report.diagnoses for s in d.symptoms))}.values()
+    sites = sorted(report.recording.sites, key=lambda site: site.order)
+    return tuple(_history(report, site, [s for s in found if s.site == site.name]) for site in sites)
+
+
+def _bounded(name: str) -> bool:
+    try:
+        return activation(name).bounded
+    except ActivationError:
+        return False
+
+
+def _history(report: Report, site: Site, symptoms: Iterable[Symptom]) -> SiteHistory:
+    readings = report.recording.readings
+    shape = (len(readings), site.units)
+    states = np.full(shape, UNSEEN, dtype=np.uint8)
+    silent = np.zeros(shape, dtype=bool)
+    samples = np.zeros(len(readings), dtype=np.int64)
+    rare = SATURATED if _bounded(site.activation) else SPARSE
+    gradient = None
+    for row, reading in enumerate(readings):
+        read = reading.sites.get(site.name)
+        if read is None or len(read.flat_share) != site.units:
+            continue
+        samples[row] = read.samples
+        states[row] = np.where(read.flat_share >= RARELY, rare, ALIVE)
+        states[row][read.silent] = SPARSE
+        silent[row] = read.silent
+        broken = ~(np.isfinite(read.pre_mean) & np.isfinite(read.mean))
+        states[row][broken] = BROKEN
+        silent[row] &= ~broken
+        if read.gradient is not None:
+            squares = np.square(np.asarray(read.gradient, dtype=np.float64))
+            gradient = float(np.sqrt(squares.mean())) if squares.size else None
+
+    steps = np.array([reading.step for reading in readings], dtype=np.int64)
+    seen = np.flatnonzero(samples)
+    died, evidence = _deaths(steps[seen], silent[seen], samples[seen])
+    for symptom in symptoms:
+        if symptom.kind == "dead":  # what the detector decided stands, also where this reading of it would not
+            units = np.array([unit for unit in symptom.units if unit < site.units], dtype=np.int64)
+            missing = units[died[units] == NEVER]
+            died[missing] = symptom.since
+    for unit in np.flatnonzero(died != NEVER):
+        column = states[:, unit]
+        column[(steps >= died[unit]) & (column != UNSEEN) & (column != BROKEN)] = DEAD
+    proven = evidence[(died != NEVER) & (evidence > 0)]
+    return SiteHistory(
+        site=site,
+        steps=steps,
+        states=states,
+        died=died,
+        gradient=gradient,
+        silent_samples=int(proven.min()) if proven.size else 0,
+    )
+
+
+def _deaths(
+    steps: NDArray[np.int64], silent: NDArray[np.bool_], samples: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Per unit, the step since which it was silent to the end, and on how many samples; NEVER where these are too few."""
+    if not steps.size:
+        return np.full(silent.shape[1], NEVER, dtype=np.int64), np.zeros(silent.shape[1], dtype=np.int64)
+    fired = ~silent[::-1]  # last reading first
+    streak = np.where(fired.any(axis=0), fired.argmax(axis=0), len(steps))  # readings in silence at the end
+    total = np.concatenate([[0], np.cumsum(samples[::-1])])[streak]
+    died = np.where(total >= ENOUGH, steps[np.clip(len(steps) - streak, 0, len(steps) - 1)], NEVER)
+    return died.astype(np.int64), total.astype(np.int64)
+
+
+def unit_count(report: Report) -> int:
+    """Units of all sites."""
+    return sum(site.units for site in report.recording.sites)

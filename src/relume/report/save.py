@@ -1,0 +1,37 @@
+"""A page as a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from relume.errors import RelumeError
+from relume.report.results import Page
+
+
+def save(page: Page, path: Path) -> Path:
+    """Write the page by the suffix of `path`, making its folder where that is missing; returns the path."""
+    writers = {".html": _html, ".json": _json}
+    if path.suffix not in writers:
+        raise RelumeError(
+            f"cannot save as {path.name!r}: the suffix says what to write, and {path.suffix or 'none'} says nothing.\n"
+            f"Use {' or '.join(writers)}, such as {path.with_suffix('.html').name!r}."
+        )
+    text = writers[path.suffix](page)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Newlines as they are: the page's scripts are known by their hashes.
+        path.write_bytes(text.encode())
+    except OSError as error:
+        raise RelumeError(f"cannot write {path}: {error.strerror or error}.") from None
+    return path
+
+
+def _html(page: Page) -> str:
+    from relume.report.html import render
+
+    return render(page)
+
+
+def _json(page: Page) -> str:
+    return json.dumps(page.to_json(), allow_nan=False, indent=1) + "\n"

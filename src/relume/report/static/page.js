@@ -1,0 +1,271 @@
+// Draws the charts of a report from the data in the page. All text comes from there too; colours are the page's variables.
+(() => {
+  "use strict";
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const W = data.words;
+  const NARROW = 560; // below this, labels stand above their marks, not beside them
+  const style = { fontFamily: "inherit", fontSize: "12px", background: "transparent", color: "var(--soft)", overflow: "visible" };
+  const grid = "var(--grid)";
+  const whole = d3.format(",d");
+  const SVG = "http://www.w3.org/2000/svg";
+
+  // Numbers that JSON cannot hold come as text: "nan", "inf".
+  const finite = (v) => typeof v === "number" && Number.isFinite(v);
+
+  function element(name, attributes) {
+    const node = document.createElementNS(SVG, name);
+    for (const key in attributes) node.setAttribute(key, attributes[key]);
+    return node;
+  }
+
+  // Text widths are needed before anything is drawn, to leave room for labels.
+  const pen = document.createElement("canvas").getContext("2d");
+  function textWidth(text) {
+    pen.font = "12px " + getComputedStyle(document.body).fontFamily;
+    return pen.measureText(text).width;
+  }
+  const widest = (texts) => Math.max(0, ...texts.map(textWidth));
+
+  // A value axis has few ticks where there is little room.
+  const ticks = (width) => Math.max(2, Math.min(9, Math.floor(width / 80)));
+
+  // One unit map: a path per state, from run-length coded rows.
+  function unitMap(d, width) {
+    const height = Math.max(84, Math.min(190, 40 + 5 * d.units));
+    const end = d.edges.length ? Math.max(d.steps, d.edges[d.edges.length - 1]) : d.steps || 1;
+    const inner = [d.dead, d.units - d.dead].every((n) => n > 0.12 * d.units) ? [d.dead] : [];
+    const draw = (index, scales) => {
+      const group = element("g", { "shape-rendering": "crispEdges" });
+      const paths = {};
+      const add = (state, x0, x1, y0, y1) => {
+        (paths[state] = paths[state] || []).push(`M${x0},${y0}H${x1}V${y1}H${x0}Z`);
+      };
+      const x = d.edges.map((step) => Math.round(scales.x(step) * 100) / 100);
+      const y = (row) => Math.round(scales.y((row * d.units) / d.shown) * 100) / 100;
+      let row = 0;
+      for (const [n, code] of d.rows) {
+        let column = 0;
+        for (const [, state, length] of code.matchAll(/([a-z-])(\d+)/g)) {
+          add(state, x[column], x[column + +length], y(row), y(row + n));
+          column += +length;
+        }
+        row += n;
+      }
+      const last = x.length ? x[x.length - 1] : scales.x(0);
+      if (last < scales.x(end) - 0.5) add("-", last, scales.x(end), y(0), y(d.shown));
+      if (x.length && x[0] > scales.x(0) + 0.5) add("-", scales.x(0), x[0], y(0), y(d.shown));
+      for (const state in paths) {
+        const shape = paths[state].join("");
+        group.append(element("path", { class: "s" + state, d: shape }));
+        if ("xpe-".includes(state)) group.append(element("path", { fill: `url(#mark-${state})`, d: shape }));
+      }
+      return group;
+    };
+    return Plot.plot({
+      width, height, style, marginTop: 4, marginRight: 12, marginBottom: 32,
+      marginLeft: 12 + textWidth(whole(d.units)) + 8,
+      x: { type: "linear", domain: [0, end], label: null },
+      y: { type: "linear", domain: [d.units, 0], label: null },
+      marks: [
+        draw,
+        Plot.frame({ stroke: "var(--line)" }),
+        Plot.axisX([0, end], { tickFormat: whole, tickSize: 3, label: W.step, labelAnchor: "center", labelArrow: "none", labelOffset: 28 }),
+        Plot.axisY([0, ...inner, d.units], { tickFormat: whole, tickSize: 3, label: null }),
+        Plot.text([W.units], { frameAnchor: "left", rotate: -90, dx: -textWidth(whole(d.units)) - 12, textAnchor: "middle" }),
+      ],
+    });
+  }
+
+  function gradients(d, width) {
+    const names = [...new Set(d.points.map((p) => p.layer))];
+    const byName = new Map(d.points.map((p) => [p.depth, p.layer]));
+    const left = 58;
+    const named = names.length === d.layers && widest(names) + 14 < (width - left) / names.length;
+    const span = Math.max(1.5, d.high / d.low);
+    const floor = d.low / span ** 0.12, roof = d.high * span ** 0.12;
+    const shown = d.points.map((p) => ({ ...p, y: finite(p.norm) ? Math.max(p.norm, floor) : roof }));
+    const lines = d.steps.map((step, when) => ({ step, when, points: shown.filter((p) => p.when === when) }));
+    const few = names.length <= 24;
+    const paint = (when) => (when === d.steps.length - 1 ? "var(--eased)" : "var(--plain)");
+    const odd = shown.filter((p) => !finite(p.norm) || p.norm === 0);
+    return Plot.plot({
+      width, height: 250, style, marginLeft: left, marginRight: 18, marginTop: 34, marginBottom: 40,
+      x: { type: "linear", domain: [0.6, d.layers + 0.4], label: null },
+      y: { type: "log", domain: [floor, roof], label: W.gradient, grid: false },
+      marks: [
+        Plot.gridY({ stroke: grid, strokeOpacity: 1, ticks: 4 }),
+        Plot.axisY({ ticks: 4, tickSize: 0, label: W.gradient, tickFormat: (v) => (v >= 1e-3 && v < 1e4 ? d3.format("~g")(v) : d3.format(".0e")(v).replace("e+", "e").replace("e-", "e−")) }),
+        Plot.axisX(d3.range(1, d.layers + 1).filter((i) => d.layers <= 12 || i === 1 || i % Math.ceil(d.layers / 10) === 0), {
+          tickFormat: (i) => (named ? byName.get(i) : String(i)), tickSize: 3, label: W.depth, labelAnchor: "center", labelArrow: "right", labelOffset: 36,
+        }),
+        lines.map((line) => [
+          Plot.line(line.points, { x: "depth", y: "y", stroke: paint(line.when), strokeWidth: 1.8, strokeDasharray: line.when || lines.length === 1 ? null : "4 3" }),
+          few ? Plot.dot(line.points, { x: "depth", y: "y", r: 3.2, stroke: paint(line.when), fill: line.when ? paint(line.when) : "var(--paper)" }) : null,
+        ]),
+        Plot.text(odd, { x: "depth", y: "y", text: (p) => (finite(p.norm) ? "×" : "!"), fill: "var(--bad)", fontWeight: 700, fontSize: 15, dy: (p) => 0 }),
+        Plot.text(key(lines.map((line) => `${W.at} ${whole(line.step)}`), width), { frameAnchor: "top-right", text: () => "" }),
+      ],
+    });
+  }
+
+  const key = (texts) => texts;
+
+  function loss(d, width) {
+    const points = d.points.map(([step, mean, low, high]) => ({ step, mean, low, high }));
+    const rules = d.marks.concat(d.broken === null || d.marks.some((m) => m.step === d.broken) ? [] : [{ step: d.broken, label: W.broken }]);
+    const room = rules.length ? 14 * rules.length + 20 : 20;
+    const band = points.some((p) => p.high > p.low);
+    return Plot.plot({
+      width, height: 216 + room, style, marginLeft: 48, marginRight: 18, marginTop: room + 14, marginBottom: 40,
+      x: { domain: [0, d.steps], label: null },
+      y: { type: d.log ? "log" : "linear", zero: !d.log, nice: !d.log, label: W.loss },
+      marks: [
+        Plot.gridY({ stroke: grid, strokeOpacity: 1, ticks: 5 }),
+        Plot.axisY({ ticks: d.log ? 4 : 5, tickSize: 0, label: W.loss }),
+        Plot.axisX({ ticks: ticks(width - 60), tickSize: 3, tickFormat: whole, label: W.step, labelAnchor: "center", labelOffset: 36 }),
+        band ? Plot.areaY(points, { x: "step", y1: "low", y2: "high", fill: "var(--eased)", fillOpacity: 0.2 }) : null,
+        Plot.line(points, { x: "step", y: "mean", stroke: "var(--eased)", strokeWidth: 1.6 }),
+        rules.map((rule, i) => {
+          const after = rule.step > d.steps / 2;
+          return [
+            Plot.ruleX([rule], { x: "step", stroke: "var(--bad)", strokeDasharray: "3 3", insetTop: -14 * (rules.length - i) }),
+            Plot.text([rule], { x: "step", frameAnchor: "top", dy: -14 * (rules.length - i), dx: after ? -5 : 5, textAnchor: after ? "end" : "start", text: (r) => `${r.label}, ${W.step} ${whole(r.step)}`, fill: "var(--bad)" }),
+          ];
+        }),
+      ],
+    });
+  }
+
+  // Rows with a name: beside the marks where there is room, above them where there is not.
+  function layout(names, labels, width) {
+    const above = width < NARROW;
+    return {
+      above,
+      rowHeight: above ? 46 : 31,
+      left: above ? 6 : Math.min(widest(names) + 18, width * 0.36),
+      right: above ? 16 : labels.length ? widest(labels) + 26 : 54,
+    };
+  }
+
+  function replays(d, width) {
+    const at = layout(d.rows.map((r) => r.change), [], width);
+    const shown = d.rows.map((r, i) => ({ ...r, i, value: finite(r.burden) ? r.burden : 0 }));
+    const fill = (r) => (r.role === "cause" ? "var(--alive)" : r.role === "control" ? "var(--dead-mark)" : "var(--bar)");
+    return Plot.plot({
+      width, height: shown.length * at.rowHeight + 48, style,
+      marginLeft: at.left, marginRight: 54, marginTop: at.above ? 18 : 4, marginBottom: 44,
+      x: { domain: [0, Math.max(0.05, d3.max(shown, (r) => r.value))], nice: true, label: null },
+      y: { type: "band", domain: d3.range(shown.length), padding: at.above ? 0.62 : 0.34, label: null, axis: null },
+      marks: [
+        Plot.gridX({ stroke: grid, strokeOpacity: 1, ticks: ticks(width) }),
+        Plot.axisX({ ticks: ticks(width), tickFormat: (v) => `${Math.round(100 * v)} %`, tickSize: 0, label: d.measure, labelAnchor: "center", labelArrow: "right", labelOffset: 38 }),
+        Plot.barX(shown, { x: "value", y: "i", fill, rx2: 3 }),
+        Plot.text(shown, { x: "value", y: "i", text: "share", dx: 7, textAnchor: "start", fill: "var(--ink)", fontWeight: (r) => (r.role === "cause" ? 700 : 400) }),
+        names(shown, (r) => r.change, (r) => r.role === "cause", at),
+        Plot.ruleX([0], { stroke: "var(--soft)" }),
+      ],
+    });
+  }
+
+  // Bold names are a mark of their own, because a weight is one for all of a mark's texts.
+  function names(rows, text, strong, at) {
+    return [true, false].map((bold) =>
+      Plot.text(rows.filter((r) => Boolean(strong(r)) === bold), {
+        y: "i", text, frameAnchor: "left", textAnchor: at.above ? "start" : "end", fill: "var(--ink)",
+        dx: at.above ? 0 : -10, dy: at.above ? -17 : 0, fontWeight: bold ? 700 : 400,
+        lineWidth: at.above ? undefined : at.left / 12, textOverflow: at.above ? undefined : "ellipsis-end",
+      }),
+    );
+  }
+
+  function trial(d, width) {
+    const rows = d.rows.map((r, i) => ({ ...r, i }));
+    const label = (r) => `${r.mark} ${r.label}`;
+    const at = layout(rows.map((r) => r.name), rows.map(label), width);
+    const [low, high] = d.domain;
+    const hold = (v) => (finite(v) ? Math.max(low, Math.min(high, v)) : v === "-inf" ? low : high);
+    const dots = rows.flatMap((r) => r.dots.filter((v) => v >= low && v <= high).map((v) => ({ ...r, v })));
+    // What lies beyond the axis is an arrow at its edge.
+    const beyond = rows.flatMap((r) => [
+      ...(!finite(r.low) || r.low < low ? [{ ...r, v: low, arrow: "◂", dx: -3 }] : []),
+      ...(!finite(r.high) || r.high > high ? [{ ...r, v: high, arrow: "▸", dx: 3 }] : []),
+    ]);
+    const paint = (r) => ({ cured: "var(--good)", eased: "var(--eased)", harmed: "var(--bad)" })[r.verdict] || "var(--plain)";
+    const symbol = (r) => ({ cured: "circle", eased: "diamond2", harmed: "triangle2", no_effect: "square" })[r.verdict] || "circle";
+    const means = rows.filter((r) => finite(r.mean) && r.mean >= low && r.mean <= high);
+    const open = (r) => r.verdict === "unproven" || r.verdict === "no_effect";
+    const above = at.above ? names(rows, (r) => `${r.name}: ${label(r)}`, (r) => r.winner, at) : names(rows, (r) => r.name, (r) => r.winner, at);
+    return Plot.plot({
+      width, height: rows.length * at.rowHeight + 56, style,
+      marginLeft: at.left, marginRight: at.right, marginTop: at.above ? 18 : 6, marginBottom: 46,
+      x: { domain: [low, high], label: null },
+      y: { type: "point", domain: d3.range(rows.length), padding: 0.5, label: null, axis: null },
+      marks: [
+        Plot.gridX({ stroke: grid, strokeOpacity: 1, ticks: ticks(width - at.left - at.right) }),
+        Plot.axisX({ ticks: ticks(width - at.left - at.right), tickSize: 0, tickFormat: (v) => d3.format("+~r")(v).replace("+0", "0"), label: d.axis, labelAnchor: "center", labelArrow: "right", labelOffset: 40 }),
+        Plot.ruleX([0], { stroke: "var(--soft)", strokeWidth: 1.2 }),
+        Plot.ruleY(rows, { y: "i", x1: (r) => hold(r.low), x2: (r) => hold(r.high), stroke: paint, strokeWidth: 2.4, strokeLinecap: "round" }),
+        Plot.dot(dots, { x: "v", y: "i", r: 3, stroke: paint, strokeWidth: 1.3, fill: "var(--paper)", fillOpacity: 0.6 }),
+        Plot.dot(means, { x: "mean", y: "i", r: 5.4, symbol, stroke: paint, strokeWidth: 2, fill: (r) => (open(r) ? "var(--paper)" : paint(r)) }),
+        Plot.text(beyond, { x: "v", y: "i", text: "arrow", fill: paint, fontSize: 15, dx: 0 }),
+        above,
+        at.above ? null : [true, false].map((bold) =>
+          Plot.text(rows.filter((r) => r.winner === bold), { y: "i", frameAnchor: "right", textAnchor: "start", dx: 16, text: label, fill: paint, fontWeight: bold ? 700 : 400 })),
+      ],
+    });
+  }
+
+  const CHARTS = { map: unitMap, gradients, loss, replays, trial };
+  const SOURCE = { map: "maps" };
+
+  function draw(figure, width) {
+    const plot = figure.querySelector(".plot");
+    if (!width || figure.drawnAt === width) return;
+    figure.drawnAt = width;
+    const kind = figure.dataset.chart;
+    let values = data[SOURCE[kind] || kind];
+    if (figure.dataset.index !== undefined) values = values[+figure.dataset.index];
+    const svg = CHARTS[kind](values, width);
+    // The place has its own description; what is inside is for the eye.
+    svg.setAttribute("aria-hidden", "true");
+    plot.replaceChildren(svg);
+  }
+
+  // Figures that are folded away have no width; they are drawn when they are first seen.
+  const watcher = new ResizeObserver((entries) => {
+    for (const entry of entries) draw(entry.target, Math.floor(entry.contentRect.width));
+  });
+  for (const figure of document.querySelectorAll("figure[data-chart]")) {
+    draw(figure, Math.floor(figure.getBoundingClientRect().width));
+    watcher.observe(figure);
+  }
+
+  // On paper nothing can be unfolded.
+  let unfolded = [];
+  addEventListener("beforeprint", () => {
+    unfolded = [...document.querySelectorAll("details:not([open])")];
+    for (const details of unfolded) details.open = true;
+    for (const figure of document.querySelectorAll("figure[data-chart]")) draw(figure, Math.floor(figure.getBoundingClientRect().width));
+  });
+  addEventListener("afterprint", () => {
+    for (const details of unfolded) details.open = false;
+  });
+
+  for (const block of document.querySelectorAll(".code")) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "copy";
+    button.textContent = W.copy;
+    button.addEventListener("click", async () => {
+      const code = block.querySelector("code");
+      try {
+        await navigator.clipboard.writeText(code.textContent);
+        button.textContent = W.copied;
+        setTimeout(() => { button.textContent = W.copy; }, 2000);
+      } catch {
+        getSelection().selectAllChildren(code); // no clipboard here: selected, ready for the keyboard
+      }
+    });
+    block.append(button);
+  }
+})();

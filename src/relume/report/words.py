@@ -1,0 +1,456 @@
+"""Every name and sentence of a report, in one place, so that a second language is a second set of these."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from relume.diagnosis import Diagnosis
+from relume.report.history import NEVER, SiteHistory, function_name
+from relume.recording import Recording
+from relume.report.results import Report, Trial
+from relume.symptoms import Symptom
+from relume.verdicts import Arm, Difference
+
+KINDS = {
+    "dead": "dead",
+    "saturated": "saturated",
+    "vanishing": "gradients vanish",
+    "exploding": "values explode",
+    "non_finite": "not finite",
+    "not_learning": "does not learn",
+    "oscillating": "loss oscillates",
+    "off_centre": "off centre",
+}
+CAUSES = {
+    "learning_rate_too_high": "learning rate too high",
+    "learning_rate_too_low": "learning rate too low",
+    "initial_scale": "initial weights of the wrong scale",
+    "bias": "biases that hold units shut",
+    "unscaled_inputs": "inputs not scaled",
+    "unscaled_targets": "targets not scaled",
+    "saturating_activation": "activation function saturates",
+    "unbounded_activation": "activation function without an upper bound",
+    "narrow_and_deep": "network narrow and deep",
+    "output_activation": "activation after the last layer",
+    "no_gradient": "no gradient arrives",
+    "unknown": "cause unknown",
+}
+BECAUSE = {
+    "learning_rate_too_high": " because the learning rate is too high",
+    "learning_rate_too_low": " because the learning rate is too low",
+    "initial_scale": " because the initial weights have the wrong scale",
+    "bias": " because of their biases",
+    "unscaled_inputs": " because the inputs are not scaled",
+    "unscaled_targets": " because the targets are not scaled",
+    "saturating_activation": " because the activation function saturates",
+    "unbounded_activation": " because the activation function has no upper bound",
+    "narrow_and_deep": " because the network is narrow and deep",
+    "output_activation": " because of the activation after the last layer",
+    "no_gradient": " because no gradient arrives there",
+    "unknown": "; no cause was proven",
+}
+REMEDIES = {
+    "untreated": "untreated",
+    "leaky_relu": "leaky ReLU",
+    "batch_norm": "BatchNorm",
+    "layer_norm": "LayerNorm",
+    "he_init": "He initialisation",
+    "xavier_init": "Xavier initialisation",
+    "lsuv_init": "LSUV initialisation",
+    "lower_learning_rate": "lower learning rate",
+    "smaller_network": "smaller network",
+    "mixed_activations": "mixed activations",
+    "recycle": "recycle",
+    "clip_gradients": "clipped gradients",
+    "warm_up": "warm-up",
+    "scale_inputs": "scaled inputs",
+    "residual": "residual connections",
+}
+VERDICTS = {
+    "cured": "cured",
+    "eased": "eased",
+    "no_effect": "no effect",
+    "harmed": "harmed",
+    "unproven": "unproven",
+}
+VERDICT_MARKS = {"cured": "+", "eased": "~", "no_effect": "=", "harmed": "-", "unproven": "?"}
+SEVERITY_MARKS = {"critical": "!!", "warning": "!", "note": "i"}
+STATES = {
+    "a": "alive",
+    "p": "saturated",
+    "s": "sparse",
+    "x": "dead",
+    "e": "not finite",
+    "-": "not seen",
+}
+STATES_LONG = {
+    "a": "alive",
+    "s": "sparse: fires on under 5 % of samples, or silent for a while",
+    "p": "saturated: flat for over 95 % of samples",
+    "x": "dead: silent to the end",
+    "e": "not finite",
+    "-": "not seen",
+}
+# Of a unit in the terminal, one sign each.
+STATE_SIGNS = {"a": "o", "s": ".", "p": "~", "x": "x", "e": "!", "-": " "}
+
+
+# Numbers -------------------------------------------------------------------------------------------------------------
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number with as many digits as it deserves, and words for what is none."""
+    if value is None:
+        return "none"
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "infinite" if value > 0 else "minus infinite"
+    if value == 0:
+        return "0"
+    if abs(value) >= 10 ** max(digits, 4):
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{value:,.0f}" if abs(value) < 1e6 else f"{mantissa}e{int(exponent)}"
+    if abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def percent(share: float) -> str:
+    """A share as a whole per cent; never 0 or 100 where it is not."""
+    if not math.isfinite(share):
+        return number(share)
+    if 0 < share < 0.005:
+        return "under 1 %"
+    if 0.995 < share < 1:
+        return "over 99 %"
+    return f"{100 * share:.0f} %"
+
+
+def count(n: int, noun: str) -> str:
+    """ "1 unit", "2 units", "no unit"."""
+    if n == 0:
+        return f"no {noun}"
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def seconds(value: float) -> str:
+    """A duration: "12 s", "3 min", "2.5 h"."""
+    if value < 100:
+        return f"{number(value, 2)} s"
+    return f"{value / 60:.0f} min" if value < 6000 else f"{number(value / 3600)} h"
+
+
+def signed(value: float, decimals: int) -> str:
+    """A difference with its sign: "+3.3"."""
+    text = f"{value:+.{decimals}f}"
+    return text[1:] if float(text) == 0 else text
+
+
+def decimals_of(difference: Difference) -> int:
+    """Decimals that the width of the interval leaves meaning to."""
+    width = (difference.high - difference.low) / 2
+    if not math.isfinite(width) or width <= 0:
+        width = abs(difference.mean)
+    return max(0, min(6, 1 - math.floor(math.log10(width)))) if width > 0 and math.isfinite(width) else 0
+
+
+def in_points(score: str, scores: Sequence[float | None]) -> bool:
+    """Whether scores are shares that people read as points of 100, such as an accuracy."""
+    known = [s for s in scores if s is not None]
+    return "accuracy" in score.lower() and all(0 <= s <= 1 for s in known)
+
+
+def difference(value: Difference | None, scale: float = 1.0) -> str:
+    """ "+3.3 (1.2 to 5.4)": the mean and its 95 % interval."""
+    if value is None:
+        return ""
+    scaled = Difference(mean=scale * value.mean, low=scale * value.low, high=scale * value.high)
+    decimals = decimals_of(scaled)
+    low, high = (number(v) if not math.isfinite(v) else f"{v:.{decimals}f}" for v in (scaled.low, scaled.high))
+    return f"{signed(scaled.mean, decimals)} ({low} to {high})"
+
+
+def ratio(value: float) -> str:
+    """A cost beside the control: "same", "1.3x"."""
+    return "same" if abs(value - 1) < 0.05 else f"{number(value)}x"
+
+
+# Names ---------------------------------------------------------------------------------------------------------------
+
+
+def remedy(name: str) -> str:
+    """A remedy, or the activation function that a comparison swaps in."""
+    if name in REMEDIES:
+        return REMEDIES[name]
+    shown = function_name(name)
+    return shown if shown != name else name.replace("_", " ")
+
+
+def joined(names: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and 3 more"."""
+    if len(names) <= 1:
+        return "".join(names)
+    if len(names) <= 3:
+        return f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"{', '.join(names[:2])} and {len(names) - 2} more"
+
+
+def evidence_name(name: str) -> str:
+    """A detector's number, by the name it gave."""
+    return name.replace("_", " ")
+
+
+# What dead means -----------------------------------------------------------------------------------------------------
+
+
+def dead_means(samples: int) -> str:
+    """What the word dead rests on, in this run."""
+    if not samples:
+        return "a unit silent on at least 1,000 samples to the end of the run, without any gradient; none was here"
+    bound = 1 - 0.05 ** (1 / samples)
+    return (
+        f"silent on at least {samples:,} of {samples:,} samples to the end of the run, without any gradient: "
+        f"with 95 % confidence it fires on under {number(100 * bound, 1)} % of them"
+    )
+
+
+# Sentences -----------------------------------------------------------------------------------------------------------
+
+
+def since(step: int, born: bool = False) -> str:
+    """From when on something holds."""
+    return "from the start" if born or not step else f"since step {step:,}"
+
+
+def title(diagnosis: Diagnosis) -> str:
+    """What a diagnosis is called: its cause, or where none was found, what is wrong."""
+    if diagnosis.cause != "unknown":
+        return CAUSES[diagnosis.cause]
+    kinds = list(dict.fromkeys(KINDS[symptom.kind] for symptom in diagnosis.symptoms))
+    if not kinds:
+        return CAUSES["unknown"]
+    return joined(kinds) if diagnosis.severity == "note" else f"{joined(kinds)}, {CAUSES['unknown']}"
+
+
+def place(symptom: Symptom, units: int) -> str:
+    """Where a symptom sits, and on how many units."""
+    if symptom.units and units:
+        return f"{symptom.site} {len(symptom.units):,} of {units:,}"
+    return symptom.site
+
+
+def trial_terms(trial: Trial) -> str:
+    """Under which terms the arms were compared."""
+    terms = [
+        count(len(trial.arms), "arm"),
+        count(len(trial.seeds), "paired seed"),
+        count(trial.steps, "step"),
+        trial.engine,
+        seconds(trial.seconds) if trial.seconds else "",
+    ]
+    return ", ".join(term for term in terms if term)
+
+
+def difference_means(trial: Trial, points: bool) -> str:
+    """What the differences are differences of."""
+    return f"difference: {trial.score or 'score'}{', points' if points else ''}, to {remedy(trial.control.name)}"
+
+
+# Charts --------------------------------------------------------------------------------------------------------------
+
+CHART = {
+    "step": "step",
+    "units": "units",
+    "depth": "layer, input to output",
+    "gradient": "gradient norm",
+    "zero": "exactly 0",
+    "broken": "not finite",
+    "loss": "loss",
+    "at": "step",
+    "copy": "Copy",
+    "copied": "Copied",
+}
+
+
+def map_text(history: SiteHistory) -> str:
+    """A map in words, for who cannot see it."""
+    site = history.site
+    born = f", {history.born:,} of them at the first reading" if history.born else ""
+    steps = history.died[history.died != -1]
+    when = (
+        f"; the first at step {int(steps.min()):,}, half of them by step {int(np.median(steps)):,}"
+        if steps.size
+        else ""
+    )
+    return f"{site.layer}, {function_name(site.activation)}: {history.dead:,} of {site.units:,} units dead{born}{when}."
+
+
+def difference_axis(trial: Trial, points: bool) -> str:
+    """The axis of the differences, with its unit."""
+    return f"difference in {trial.score or 'score'} to {remedy(trial.control.name)}{', points' if points else ''}"
+
+
+# The page ------------------------------------------------------------------------------------------------------------
+
+LANGUAGE = "en"
+HEADINGS = {
+    "units": "What happened to the units",
+    "why": "Why",
+    "course": "Loss and gradients",
+    "helps": "What helps",
+    "try": "What to try",
+    "do": "Do this",
+    "healed": "Afterwards",
+    "how": "How this was seen",
+}
+SEVERITIES = {"critical": "critical", "warning": "warning", "note": "note"}
+MAP_INTRO = "Each row is one unit, sorted by the step at which it fell silent; each column is a reading."
+SITE_TABLE = "Units at each site at the end of the run"
+SITE_COLUMNS = ("site", "layer", "function", "units", "dead", "saturated", "gradient (RMS)", "first death")
+SAME_TABLE = "The same as a table"
+REPLAY_CHANGE = "changed"
+WHOLE_RUN = "whole run"
+EVIDENCE = "The numbers behind it"
+EVIDENCE_COLUMNS = ("symptom", "site", "number", "value")
+LOSS = "Loss"
+GRADIENTS = "Gradient norm of each layer"
+ARM_COLUMNS = ("arm", "verdict", "difference (95 % interval)", "time", "parameters", "because")
+CONTROL = "control"
+NOT_TRIED = "not tried"
+NOT_IN_CHART = "Not in the chart:"
+TO_TRY = "Not tried yet. relume.trial(training) trains each beside the untreated network and says which helps."
+HEALED = "Before and after"
+HEALED_COLUMNS = ("", "before", "after")
+DEAD_UNITS = "dead units"
+FINDINGS = "findings"
+FACTS = {
+    "watched": "Watched",
+    "dead": "Dead means",
+    "cost": "Cost of watching",
+    "run": "Run",
+    "trial": "Trial",
+    "versions": "Versions",
+}
+
+
+def sentence_case(text: str) -> str:
+    """The first letter in capitals, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def watched(seen: int, every: int) -> str:
+    """ "4 of 4 activation calls watched"."""
+    return f"{seen} of {every} activation {'call' if every == 1 else 'calls'} watched"
+
+
+def fine_percent(share: float) -> str:
+    """A small share with one decimal: "0.6 %"."""
+    return f"{number(100 * share, 1 if share < 0.01 else 2)} %"
+
+
+def as_table(sites: int) -> str:
+    """What opens the table of sites."""
+    return f"{'The site' if sites == 1 else f'All {sites} sites'} as a table"
+
+
+def more_sites(sites: int, ill: int) -> str:
+    """What opens the maps that are folded away."""
+    return f"{count(sites, 'more site')}, {'all alive' if not ill else count(ill, 'ill unit')}"
+
+
+def map_amount(history: SiteHistory) -> str:
+    """The number beside a map's name."""
+    last = history.last.tolist()
+    units = history.site.units
+    for state, letter in ((5, "e"), (4, "x"), (3, "p")):
+        if last.count(state) > 0:
+            return f"{last.count(state):,} of {units:,} {STATES[letter]}"
+    return f"{last.count(1) + last.count(2):,} of {units:,} alive"
+
+
+def first_death(history: SiteHistory) -> str:
+    """The step of the first death at a site."""
+    died = history.died[history.died != NEVER]
+    return f"step {int(died.min()):,}" if died.size else ""
+
+
+def replay_intro(steps: int) -> str:
+    """What the replays are."""
+    return f"The same {count(steps, 'step')} were replayed on a copy with one thing changed. The shorter the bar, the closer to the cause."
+
+
+def replay_text(rows: Sequence[tuple[str, str]], measure: str) -> str:
+    """The replays in words."""
+    return f"Bars: {measure}. " + "; ".join(f"{change}: {share}" for change, share in rows) + "."
+
+
+def loss_text(first: float, last: float, broken: int | None) -> str:
+    """The loss curve in words."""
+    end = f"; not finite from step {broken:,} on" if broken is not None else ""
+    return f"Line: the loss by step, from {number(first, 3)} to {number(last, 3)}{end}."
+
+
+def gradient_text(data: Mapping[str, Any]) -> str:
+    """The gradients in words."""
+    return (
+        f"Lines: gradient norm of {count(data['layers'], 'layer')} on a logarithmic axis, "
+        f"at {' and '.join(f'step {step:,}' for step in data['steps'])}, "
+        f"between {number(data['low'])} and {number(data['high'])}."
+    )
+
+
+def trial_intro(trial: Trial) -> str:
+    """What a trial is, above its chart."""
+    seeds = count(len(trial.seeds), "seed")
+    return (
+        f"Every arm was trained beside {'the untreated network' if trial.control.name == 'untreated' else remedy(trial.control.name)} "
+        f"on the same batches, {seeds}, {count(trial.steps, 'step')}. "
+        "Small dots are seeds; lines are 95 % intervals of the mean difference."
+    )
+
+
+def trial_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The trial's chart in words."""
+    return "; ".join(f"{row['name']}: {row['label']}" for row in rows) + "."
+
+
+def left_out(arm: Arm) -> str:
+    """Why an arm is not in the chart."""
+    if arm.failure:
+        return f"not tried. {arm.failure}"
+    failures = sorted({run.failure for run in arm.runs if run.failure})
+    diverged = sum(score is None for score in arm.scores)
+    text = f"{VERDICTS[arm.verdict]}, " if arm.verdict else ""
+    text += f"no score in {diverged} of {len(arm.scores)} seeds"
+    return f"{text} ({failures[0]})." if failures else f"{text}."
+
+
+def findings(report: Report) -> str:
+    """How many diagnoses count."""
+    n = sum(d.severity != "note" for d in report.diagnoses)
+    return "none" if not n else "; ".join(title(d) for d in report.diagnoses if d.severity != "note")
+
+
+def watch_cost(share: float) -> str:
+    """What watching cost."""
+    return f"{fine_percent(share)} of the run's time, measured."
+
+
+def run_facts(recording: Recording) -> str:
+    """What was run."""
+    terms = [
+        recording.model,
+        recording.optimizer,
+        count(recording.steps, "step") if recording.trained else "a check-up, nothing was trained",
+        count(len(recording.readings), "reading"),
+        "finished" if recording.finished else "not finished",
+    ]
+    return ", ".join(term for term in terms if term) + "."
