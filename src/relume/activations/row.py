@@ -220,10 +220,13 @@ def _steepest(row: Activation, items: tuple[tuple[str, float], ...]) -> float:
     if any(math.isinf(tail.slope) for tail in tails):
         return inf
     x = _grid(row, arguments)
-    top = int(np.argmax(np.abs(row.df(x, **arguments))))
-    near = np.linspace(x[max(top - 1, 0)], x[min(top + 1, len(x) - 1)], 2001)
-    found = max(np.abs(row.df(near, **arguments)).max(), abs(row.df(x[top], **arguments)))
-    return float(max(found, *(abs(tail.slope) for tail in tails)))
+    found = [abs(tail.slope) for tail in tails]
+    for _ in range(3):  # each round looks closer around the steepest point of the one before
+        slopes = np.abs(row.df(x, **arguments))
+        top = int(np.argmax(slopes))
+        found.append(float(slopes[top]))
+        x = np.linspace(x[max(top - 1, 0)], x[min(top + 1, len(x) - 1)], 1001)
+    return max(found)
 
 
 @lru_cache(maxsize=4096)
