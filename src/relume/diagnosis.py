@@ -1,18 +1,26 @@
-"""Why: symptoms and a recording in, ranked causes out. No torch here."""
+"""Why: symptoms and a recording in, ranked causes out. No torch here.
+
+Rules propose causes (`SUSPICIONS`), each with a strength and the numbers behind it; replays on a copy decide
+(`Experiment`). Where nothing could be replayed the rules decide alone, and the diagnosis says so.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-from relume.symptoms import Symptom
+from relume.activations import ACTIVATIONS
+from relume.recording import Recording
+from relume.suspicions import Cause, number, suspicions
+from relume.symptoms import SEVERITIES, Kind, Severity, Symptom, burden
 
-Severity = Literal["note", "warning", "critical"]
-Cause = Literal[
-    "learning_rate_too_high", "learning_rate_too_low", "initial_scale", "bias", "unscaled_inputs", "unscaled_targets",
-    "saturating_activation", "unbounded_activation", "narrow_and_deep", "output_activation", "no_gradient", "unknown",
-]  # fmt: skip
+MENDED = 0.5  # a change names the cause when it takes away at least half of the burden
+SPECIFIC = (
+    0.25  # a cause seen in the numbers themselves may mend that much less than a lower learning rate, which helps
+)
+# against everything, and still come first
+PLAIN = 0.5  # suspicion strong enough to name a cause without a replay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,12 +28,10 @@ class Experiment:
     """The same steps replayed on a copy with one thing changed."""
 
     change: str  # in words: "learning rate / 10"
-    cause: (
-        Cause | None
-    )  # the cause this change would take away; None for the replay as it was
+    cause: Cause | None  # the cause this change would take away; None for the replay as it was
     steps: int
-    burden: float  # how ill the copy was at the end, 0..1, in the measure named by `measure`
-    measure: str  # "share of units dead", "share of units saturated", ...
+    burden: float  # how ill the copy was at the end, 0..1; see `symptoms.burden`
+    measure: str  # what the burden measures, in words: "share of units dead"
     loss: float | None = None
 
 
@@ -39,9 +45,7 @@ class Diagnosis:
     symptoms: tuple[Symptom, ...]
     because: tuple[str, ...]  # sentences with numbers
     remedies: tuple[str, ...]  # names, best first
-    experiments: tuple[
-        Experiment, ...
-    ] = ()  # the replays behind it, the unchanged one first
+    experiments: tuple[Experiment, ...] = ()  # the replays behind it, the unchanged one first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,3 +55,179 @@ class Coverage:
     sites: tuple[str, ...]  # every activation call found, by name
     watched: tuple[str, ...]  # those of them that were read
     blind: tuple[str, ...] = ()  # what could not be seen, and why, one sentence each
+
+
+REMEDIES_FOR: Mapping[Cause, tuple[str, ...]] = {
+    "learning_rate_too_high": ("lower_learning_rate", "batch_norm", "clip_gradients", "prelu", "leaky_relu", "elu"),
+    "learning_rate_too_low": ("raise_learning_rate", "batch_norm"),
+    "initial_scale": ("he_init", "xavier_init", "lsuv_init", "batch_norm"),
+    "bias": ("reset_bias", "recycle", "he_init", "batch_norm", "leaky_relu"),
+    "unscaled_inputs": ("scale_inputs", "batch_norm", "lower_learning_rate"),
+    "unscaled_targets": ("lower_learning_rate", "clip_gradients", "batch_norm"),
+    "saturating_activation": ("batch_norm", "elu", "leaky_relu", "xavier_init", "smaller_network"),
+    "unbounded_activation": ("elu", "softplus", "batch_norm", "clip_gradients"),
+    "narrow_and_deep": ("batch_norm", "prelu", "leaky_relu", "elu", "smaller_network"),
+    "output_activation": ("lower_learning_rate",),
+    "no_gradient": (),
+    "unknown": ("batch_norm", "lower_learning_rate", "leaky_relu", "prelu", "elu", "he_init"),
+}
+
+
+# One complaint at a time --------------------------------------------------------------------------------------------
+
+
+def complaints(symptoms: Iterable[Symptom]) -> list[tuple[Symptom, ...]]:
+    """Serious symptoms that want one explanation each: what was there from the start, and what came later.
+
+    Symptoms of the whole run (a loss that does not fall, gradients that vanish) follow from the units where there are
+    such, and go with them. Those that are notes come last, on their own.
+    """
+    serious = [s for s in symptoms if s.severity != "note"]
+    of_units = [s for s in serious if s.kind in ("dead", "saturated")]
+    born, later = [s for s in of_units if s.born], [s for s in of_units if not s.born]
+    rest = [s for s in serious if s not in of_units]
+    groups = [g for g in (born, later) if g] or [[]]
+    groups[0] = groups[0] + rest
+    return [tuple(g) for g in groups if g]
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What is compared between replays of one complaint."""
+
+    words: str
+    kinds: frozenset[Kind]
+    is_share: bool = False
+
+    def told(self, burden: float) -> str:
+        """A burden in words."""
+        return f"{burden:.0%}" if self.is_share else "yes" if burden >= 1 else number(burden) if burden else "no"
+
+
+_RUINED: frozenset[Kind] = frozenset({"non_finite", "exploding"})  # a change that ruins the run mends nothing
+MEASURES = (
+    Measure("share of units dead", frozenset({"dead"}) | _RUINED, is_share=True),
+    Measure("share of units saturated", frozenset({"saturated"}) | _RUINED, is_share=True),
+    Measure("gradients out of bounds", _RUINED),
+    Measure("gradient lost over depth (1 is twelve orders of magnitude)", frozenset({"vanishing"}) | _RUINED),
+    Measure("loss that does not fall", frozenset({"not_learning", "oscillating"}) | _RUINED),
+)
+
+
+def measure_of(complaint: Iterable[Symptom]) -> Measure:
+    """What stands for a complaint: its units where it has such, else its gradients, else its loss."""
+    kinds = {s.kind for s in complaint}
+    return next(m for m in MEASURES if kinds & (m.kinds - _RUINED or m.kinds))
+
+
+def burden_of(complaint: Iterable[Symptom], recording: Recording, symptoms: tuple[Symptom, ...]) -> float:
+    """How much of this complaint another recording of the same network shows."""
+    complaint = tuple(complaint)
+    born_only = all(s.born for s in complaint if s.kind in ("dead", "saturated"))
+    counted = tuple(s for s in symptoms if s.kind not in ("dead", "saturated") or s.born or not born_only)
+    return burden(recording, counted, tuple(measure_of(complaint).kinds))
+
+
+# The verdict --------------------------------------------------------------------------------------------------------
+
+
+def diagnose(
+    recording: Recording,
+    symptoms: tuple[Symptom, ...],
+    experiments: Mapping[int, tuple[Experiment, ...]] | None = None,
+) -> tuple[Diagnosis, ...]:
+    """One diagnosis per complaint, the gravest first; `experiments` holds replays by the complaint's index."""
+    found = [
+        _explain(recording, complaint, (experiments or {}).get(index, ()))
+        for index, complaint in enumerate(complaints(symptoms))
+    ]
+    notes = tuple(s for s in symptoms if s.severity == "note")
+    if notes:
+        found.append(_note(recording, notes))
+    return tuple(sorted(found, key=lambda d: SEVERITIES.index(d.severity)))
+
+
+def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: tuple[Experiment, ...]) -> Diagnosis:
+    found = suspicions(recording, complaint)
+    strength = {s.cause: s.strength for s in found}
+    control = next((e for e in experiments if e.cause is None), None)
+    mended: dict[Cause, float] = {}
+    for e in experiments:
+        if e.cause is not None and control is not None and control.burden > 0:
+            mended[e.cause] = max(mended.get(e.cause, -math.inf), 1 - e.burden / control.burden)
+    proven = [cause for cause, share in mended.items() if share >= MENDED]
+    untested = [s.cause for s in found if s.cause not in mended and s.strength >= PLAIN]
+    because: list[str] = []
+    if proven:
+        cause = max(proven, key=lambda c: mended[c] + SPECIFIC * strength.get(c, 0.0))
+        rivals = [c for c in untested if strength[c] > SPECIFIC + mended[cause]]
+        cause = rivals[0] if rivals else cause
+    elif untested:
+        cause = max(untested, key=lambda c: strength[c])
+    elif not experiments and found:
+        cause = found[0].cause
+    else:
+        cause = "unknown"
+    because += [s.because for s in found if s.cause == cause]
+    if control is not None:
+        because += _in_words(control, experiments, cause, measure_of(complaint))
+        if cause == "unknown":
+            because.append("None of the changes tried takes half of it away: the cause is not identified.")
+    elif recording.trained and cause != "unknown":
+        because.append("By the numbers alone: nothing was replayed.")
+    if not because:
+        because.append("Nothing in the recording stands out as its cause.")
+    return Diagnosis(
+        cause=cause,
+        severity=min((s.severity for s in complaint), key=SEVERITIES.index),
+        since=min(s.since for s in complaint),
+        symptoms=complaint,
+        because=tuple(because),
+        remedies=REMEDIES_FOR[cause],
+        experiments=experiments,
+    )
+
+
+def _in_words(control: Experiment, experiments: Iterable[Experiment], cause: Cause, measure: Measure) -> list[str]:
+    told = sorted((e for e in experiments if e.cause == cause), key=lambda e: e.burden)
+    others = [e for e in experiments if e.cause is not None and e not in told[:1]]
+    sentences = [
+        f"Replayed for {e.steps} steps with {e.change}: {measure.words} {measure.told(e.burden)}, "
+        f"against {measure.told(control.burden)} as it was."
+        for e in told[:1]
+    ]
+    if others:
+        start = (
+            "Other changes replayed"
+            if told
+            else f"Changes replayed ({measure.words} {measure.told(control.burden)} as it was)"
+        )
+        sentences.append(f"{start}: {', '.join(f'{e.change} {measure.told(e.burden)}' for e in others)}.")
+    return sentences
+
+
+def _note(recording: Recording, notes: tuple[Symptom, ...]) -> Diagnosis:
+    because = []
+    dead = [s for s in notes if s.kind == "dead"]
+    if dead:
+        units = sum(len(s.units) for s in dead)
+        total = sum(site.units for site in recording.sites if ACTIVATIONS[site.activation].can_die)
+        because.append(
+            f"{units} of {total} units are dead: few enough for a network of this kind to learn all the same."
+        )
+    saturated = [s for s in notes if s.kind == "saturated"]
+    if saturated:
+        because.append(f"{sum(len(s.units) for s in saturated)} units are saturated, fewer than half at each site.")
+    centred = [s for s in notes if s.kind == "off_centre"]
+    if centred:
+        because.append(f"The output of {len(centred)} of {len(recording.sites)} sites is mostly a constant.")
+    others = [s for s in notes if s.kind in ("vanishing", "exploding")]
+    because += [f"Gradients are uneven over depth ({s.kind}), and the loss falls all the same." for s in others]
+    return Diagnosis(
+        cause="unknown",
+        severity="note",
+        since=min(s.since for s in notes),
+        symptoms=notes,
+        because=tuple(because),
+        remedies=(),
+    )

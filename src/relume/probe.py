@@ -58,7 +58,7 @@ class Probe:
 
     def read_input(self, args: Any) -> None:
         """Read the batch that goes in: the first floating point tensor among the arguments."""
-        tensor = next((t for t in _flatten(args) if t.is_floating_point()), None)
+        tensor = next((t for t in flatten(args) if t.is_floating_point()), None)
         if tensor is not None:
             x = tensor.detach().float()
             bad = ~torch.isfinite(x)
@@ -68,7 +68,7 @@ class Probe:
 
     def read_output(self, output: Any) -> None:
         """Read what the network gives back."""
-        tensor = next((t for t in _flatten(output) if t.is_floating_point()), None)
+        tensor = next((t for t in flatten(output) if t.is_floating_point()), None)
         if tensor is not None:
             self._output = tensor.detach().float().square().mean().sqrt()
 
@@ -209,14 +209,15 @@ def _all(x: Tensor, rest: list[int]) -> Tensor:
     return x.float().amin(rest) > 0 if rest else x
 
 
-def _flatten(values: Any) -> Iterable[Tensor]:
+def flatten(values: Any) -> Iterable[Tensor]:
+    """The tensors in a value, in tuples, lists and dicts too."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, dict):
-        yield from _flatten(tuple(values.values()))
+        yield from flatten(tuple(values.values()))
     elif isinstance(values, (tuple, list)):
         for value in values:
-            yield from _flatten(value)
+            yield from flatten(value)
 
 
 def _as_tensor(loss: Any) -> Tensor | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from relume.probe import Probe, initial_weights
+from relume.probe import Probe, flatten, initial_weights
 from relume.recording import Reading, Recording, Site
 from relume.sites import undisturbed
 
@@ -126,6 +126,28 @@ class Recorder:
 
     # without a step -----------------------------------------------------------------------------------------------
 
+    def read_batch(self, run: Callable[[], Any], inputs: Any, loss: Callable[[Any], Tensor] | None) -> int:
+        """Read one pass forward and back without training, and return its samples; `run` calls the model.
+
+        `loss` takes the output; without it the gradients are those of a random direction of the output.
+        """
+        probe = Probe(self._model, self.step)
+        with undisturbed(self._model), torch.enable_grad():
+            torch.manual_seed(0)
+            probe.read_input(inputs)
+            with probe.trace:
+                output = run()
+            probe.read_output(output)
+            value = loss(output) if loss is not None else _random_direction(output)
+            parameters = [p for p in self._model.parameters() if p.requires_grad]
+            if value.requires_grad and parameters:
+                for p, g in zip(parameters, torch.autograd.grad(value, parameters, allow_unused=True), strict=True):
+                    p.grad = g  # `undisturbed` puts back what was there
+            if probe.trace.error is not None:
+                raise probe.trace.error
+            self._add(probe, probe.reading(value if loss is not None else None))
+        return max(1, _extent(inputs)[0])
+
     def read_forward(self, batches: Iterable[tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
         """Read one forward pass of each batch, in the model's present mode, without training."""
         for args, kwargs in batches:
@@ -161,6 +183,11 @@ class Recorder:
             note=self.note,
             seconds=time.perf_counter() - self._started,
         )
+
+
+def _random_direction(output: Any) -> Tensor:
+    tensor = next((t for t in flatten(output) if t.is_floating_point()), torch.zeros(()))
+    return (tensor * torch.randn_like(tensor)).sum()
 
 
 def _extent(value: Any) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from relume.activations import ACTIVATIONS
+from relume.activations import ACTIVATIONS, Activation
 from relume.recording import Site
 
 # Rows of the catalogue that are no sites: a call of torch.exp is arithmetic far more often than an activation.
@@ -44,9 +44,9 @@ _MULTIPLY = {torch.mul, torch.where, Tensor.mul, Tensor.mul_, Tensor.__mul__, Te
 
 
 @lru_cache(maxsize=1)
-def _activation_of() -> Mapping[Any, str]:
-    """Callable of torch -> name in the catalogue."""
-    found = {}
+def _rows_of() -> Mapping[Any, list[Activation]]:
+    """Callable of torch -> the rows of the catalogue that it may be, torch's default first."""
+    found: dict[Any, list[Activation]] = {}
     for row in ACTIVATIONS.values():
         if row.name in NOT_SITES:
             continue
@@ -55,8 +55,16 @@ def _activation_of() -> Mapping[Any, str]:
             for part in dotted.split(".")[1:]:
                 target = getattr(target, part, None)
             if target is not None:
-                found.setdefault(target, row.name)
+                found.setdefault(target, []).append(row)
     return found
+
+
+def _activation_of(func: Any, args: Any, kwargs: Any) -> str | None:
+    """The catalogue's name for what this call applies, or None."""
+    for row in _rows_of().get(func, ()):
+        if all(kwargs.get(key, value) == value for key, value in row.fixed.items()):
+            return row.name
+    return _as_relu(func, args, kwargs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +166,7 @@ class Trace(TorchFunctionMode):
 
     def _before(self, func: Any, args: Any, kwargs: Any) -> Callable[[Any], None]:
         """Look at a call before it is made; gives back what to do with its result."""
-        name = _activation_of().get(func) or _as_relu(func, args, kwargs)
+        name = _activation_of(func, args, kwargs)
         if name is None or not args or not isinstance(args[0], Tensor):
             return lambda result: self._follow(func, args, kwargs, result)
         call = self._begin(func, name, args, kwargs)

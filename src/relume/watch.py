@@ -20,6 +20,7 @@ from relume.report import Report
 log = logging.getLogger("relume")
 
 FIRST_STEPS = 3  # read without regard to cost: what is ill from the start shows here, and they measure the cost
+FIRST_REST = 5  # ordinary steps after them, to know what a step costs without a reading
 AIM = 0.8  # of the budget; the rest is left for the error of the cost's own measurement
 LONGEST_WAIT = 200  # steps between probes: a layer that dies must be seen to have died, whatever a probe costs
 
@@ -106,9 +107,14 @@ class watch:  # noqa: N801 - used like a function: `with relume.watch(model, opt
         extra = own + (max(0.0, spent - usual) if usual else 0.0)
         self._cost = extra if not self._cost else 0.7 * self._cost + 0.3 * min(extra, 4 * self._cost)
         self._spent += extra
-        wait = math.ceil(self._cost / (AIM * self._budget * usual)) if usual else 1
         done = self._recorder.step
-        self._next = done if done < FIRST_STEPS else done - 1 + min(max(1, wait), LONGEST_WAIT)
+        if done < FIRST_STEPS:
+            wait = 1
+        elif not usual:
+            wait = FIRST_REST
+        else:
+            wait = min(max(1, math.ceil(self._cost / (AIM * self._budget * usual))), LONGEST_WAIT)
+        self._next = done - 1 + wait
         if self._journal is not None:
             self._write()
         self._last = time.perf_counter()

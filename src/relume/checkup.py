@@ -1,0 +1,100 @@
+"""Reads a network and says what is wrong with it: after training, without any, or by training a copy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from relume.diagnosis import Coverage
+from relume.diagnosis import diagnose as name_causes
+from relume.errors import DataError
+from relume.interventions import LONGEST_REPLAY, Scene, experiments, first_batches
+from relume.recorder import Recorder
+from relume.recording import Recording
+from relume.report import Report
+from relume.symptoms import find
+from relume.training import Stream, Training, build, call, device_of, isolated_rng, one_thread, to_device, train
+from relume.watch import watch
+
+DIAGNOSING = 0.5  # share of the time that reading may take where reading is the purpose of the run
+CHECKED_SAMPLES = 10_000  # a check-up reads no more: the firing rate of a silent unit is then below 0.03 %
+
+
+def judge(recording: Recording, scene: Scene | None = None) -> Report:
+    """The report on a recording; with a scene to replay from, causes are tried out on copies."""
+    symptoms = find(recording)
+    replays = experiments(scene, recording, symptoms) if scene is not None else {}
+    watched = {name for reading in recording.readings for name in reading.sites}
+    return Report(
+        diagnoses=name_causes(recording, symptoms, replays),
+        coverage=Coverage(
+            sites=tuple(site.name for site in recording.sites),
+            watched=tuple(site.name for site in recording.sites if site.name in watched),
+            blind=recording.blind,
+        ),
+        recording=recording,
+        symptoms=symptoms,
+    )
+
+
+def diagnose(training: Training, steps: int | None = None, seed: int = 0, *, replays: bool = True) -> Report:
+    """Train a fresh network under a watch and say what is wrong with it, and why.
+
+    `steps` defaults to the training's own. The run is the untreated control that `trial` trains with that seed.
+    Raises TrainingError or DataError when the training cannot run.
+
+        report = relume.diagnose(training)
+        print(report)
+    """
+    steps = steps or training.steps
+    with isolated_rng(), one_thread():
+        model, optimizer = build(training, seed)
+        stream = Stream(copy.deepcopy(training.batches), seed)
+        with watch(model, optimizer, budget=DIAGNOSING) as watching:
+            train(training, model, optimizer, stream, steps, watch=watching)
+        return judge(watching.recording, scene_of(training, seed) if replays else None)
+
+
+def scene_of(training: Training, seed: int) -> Scene:
+    """The scene of a training with this seed: its first network and its first batches."""
+    stream = Stream(copy.deepcopy(training.batches), seed)
+    model, _ = build(training, seed)
+    batches = [to_device(batch, device_of(model)) for batch in first_batches(stream, LONGEST_REPLAY)]
+    return Scene(start=lambda: build(training, seed), batches=batches, loss=training.loss)
+
+
+def checkup(model: nn.Module, batches: Iterable[Any], loss: Any = None) -> Report:
+    """Say what is wrong with a network as it is, without training it; it is left bit-identical.
+
+    `batches` gives (input, target), or inputs alone; with `loss`, a function of (output, target), gradients are those
+    of the loss, without it those of a random direction of the output, which serves to compare layers. Reads at most
+    enough batches for a verdict on each unit. Raises DataError when there are no batches.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> nn.init.constant_(model[0].bias, -100.0).sum().item()
+    -800.0
+    >>> report = checkup(model, [torch.randn(1000, 4)])
+    >>> report.healthy
+    False
+    """
+    recorder = Recorder(model, None, trained=False)
+    samples = 0
+    for batch in batches:
+        pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+        input, target = (batch[0], batch[1]) if pair else (batch, None)
+        input, target = to_device(input, device_of(model)), to_device(target, device_of(model))
+        samples += recorder.read_batch(
+            lambda input=input: call(model, input),
+            input,
+            None if loss is None else lambda output, target=target: loss(output, target),
+        )
+        if samples >= CHECKED_SAMPLES:
+            break
+    if not samples:
+        raise DataError("batches yield nothing: a check-up needs at least one batch of inputs.")
+    return judge(recorder.recording(closing=False))

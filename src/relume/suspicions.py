@@ -1,0 +1,350 @@
+"""What the numbers of a recording speak for: rules that propose causes, each with its strength. No torch here.
+
+A rule is a function from a recording and a complaint to a `Suspicion` or None; `SUSPICIONS` lists them. They propose;
+replays on a copy decide (`diagnosis.diagnose`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from relume.activations import ACTIVATIONS
+from relume.errors import RelumeError
+from relume.recording import InitialWeight, InputReading, Recording, Site
+from relume.symptoms import Symptom
+from relume.theory import born_dead_chance, moments
+
+Cause = Literal[
+    "learning_rate_too_high", "learning_rate_too_low", "initial_scale", "bias", "unscaled_inputs", "unscaled_targets",
+    "saturating_activation", "unbounded_activation", "narrow_and_deep", "output_activation", "no_gradient", "unknown",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspicion:
+    """A cause that the numbers of a recording speak for."""
+
+    cause: Cause
+    strength: float  # 0..1
+    because: str
+
+
+# What the numbers say -----------------------------------------------------------------------------------------------
+
+
+def suspect_inputs(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
+    """Inputs far from unit scale multiply the first layer's pre-activations and its gradients."""
+    fed = _first_input(recording)
+    if fed is None:
+        return None
+    if fed.non_finite:
+        return Suspicion(
+            cause="unscaled_inputs", strength=1.0, because=f"{fed.non_finite} input values are NaN or infinite."
+        )
+    strength = _off(fed.rms, 1.0, tolerated=10.0)
+    if strength <= 0:
+        return None
+    return Suspicion(
+        cause="unscaled_inputs",
+        strength=strength,
+        because=f"The inputs have a root mean square of {number(fed.rms)} (mean {number(fed.mean)}, standard "
+        f"deviation {number(fed.std)}); networks are initialised for inputs of about 1.",
+    )
+
+
+def suspect_bias(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
+    """Initial biases that outweigh what the weights contribute decide alone whether a unit fires."""
+    best: Suspicion | None = None
+    for site in _sites_of(recording, complaint):
+        bias = recording.initial.get(site.bias)
+        _, reads = recording.of_site(site.name)
+        if bias is None or not reads or site.normalised:
+            continue
+        size = math.hypot(bias.mean, bias.std)
+        spread = float(np.median(reads[0].pre_std))
+        usual = 1 / math.sqrt(max(1, _fan_in(recording, site)))  # torch's default bound
+        strength = _off(size / max(spread, usual, 1e-12), 1.0, tolerated=3.0, below=False)
+        if strength > (best.strength if best else 0.0):
+            best = Suspicion(
+                cause="bias",
+                strength=strength,
+                because=f"The biases of {site.layer} start at {number(bias.mean)} on average (root mean square "
+                f"{number(size)}), while its weighted inputs vary by {number(spread)}.",
+            )
+    return best
+
+
+def suspect_scale(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
+    """Initial weights far from the scale that keeps signals alive in a network of these functions."""
+    ratios = [(r, site) for site in recording.sites if (r := scale_ratio(recording, site)) is not None]
+    if not ratios:
+        return None
+    logs = [math.log(r) for r, _ in ratios]
+    middle = math.exp(float(np.median(logs)))
+    worst, site = max(ratios, key=lambda pair: abs(math.log(pair[0])))
+    ratio = middle if _off(middle, 1.0, tolerated=2.0, low=0.25) > 0 else worst
+    strength = _off(ratio, 1.0, tolerated=2.0, low=0.25)
+    if strength <= 0:
+        return None
+    where = "The weights" if ratio == middle else f"The weights of {site.layer}"
+    return Suspicion(
+        cause="initial_scale",
+        strength=strength,
+        because=f"{where} start at {number(ratio)} times the standard deviation that keeps the signal's size in a "
+        f"network of {site.activation}.",
+    )
+
+
+def scale_ratio(recording: Recording, site: Site) -> float | None:
+    """Initial standard deviation of the site's weights over the one that keeps the signal: gain / sqrt(fan-in)."""
+    weight = recording.initial.get(site.weight)
+    if weight is None or site.normalised or weight.fan_in < 1 or weight.std <= 0:
+        return None
+    return weight.std * math.sqrt(weight.fan_in) / sound_gain(site)
+
+
+def sound_gain(site: Site) -> float:
+    """The gain under which signals keep their size (He et al. 2015 for any function).
+
+    For functions flat on both ends it is at least 1 (Glorot & Bengio 2010): a larger gain only saturates them.
+    """
+    row = ACTIVATIONS[site.activation]
+    if row.saturates and all(tail.slope == 0 for tail in row.tails(**site.parameters)):
+        return 1.0
+    try:
+        gain = moments(row, **site.parameters).gain_forward
+    except RelumeError:
+        return 1.0
+    return gain if 0 < gain < math.inf else 1.0
+
+
+def suspect_rate(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
+    """Steps that move weights by a large share of their own size throw units out of the data's reach."""
+    if all(s.born for s in complaint if s.kind in ("dead", "saturated", "vanishing")) and any(
+        s.kind in ("dead", "saturated", "vanishing") for s in complaint
+    ):
+        return None  # what is so before the first step is not the learning rate's doing
+    moved = [
+        (w.update / w.norm, reading.step, name)
+        for reading in recording.readings
+        for name, w in reading.weights.items()
+        if w.update is not None and w.norm > 0 and math.isfinite(w.update) and _is_matrix(recording, name)
+    ]
+    if not moved:
+        return None
+    largest, step, name = max(moved)
+    rate = next((r.learning_rate for r in recording.readings if r.learning_rate is not None), None)
+    # 1e-3 per step is the usual advice; at 0.1 ten steps replace the weights
+    strength = min(1.0, max(0.0, math.log10(max(largest, 1e-12) / 0.02) / 1.5))
+    if strength <= 0:
+        return None
+    return Suspicion(
+        cause="learning_rate_too_high",
+        strength=strength,
+        because=f"Step {step} moved {name} by {number(largest)} of its own size"
+        + (f" at a learning rate of {number(rate)}" if rate is not None else "")
+        + "; about 0.001 is usual.",
+    )
+
+
+def suspect_slow(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
+    """Steps too small to get anywhere within the run, though gradients are there."""
+    if not recording.trained or {s.kind for s in complaint} != {"not_learning"}:
+        return None
+    pace = usual_update(recording)
+    if not pace:
+        return None
+    whole = pace * recording.steps
+    strength = min(1.0, max(0.0, -math.log10(max(whole, 1e-12) / 0.1) / 2))
+    if strength <= 0:
+        return None
+    return Suspicion(
+        cause="learning_rate_too_low",
+        strength=strength,
+        because=f"A step moves the weights by {number(pace)} of their own size: "
+        f"{number(whole)} in {recording.steps} steps.",
+    )
+
+
+def usual_update(recording: Recording) -> float:
+    """Share of their own size by which a step moves the weights, the median over layers and readings; 0 if unknown."""
+    moved = [
+        w.update / w.norm
+        for reading in recording.readings
+        for name, w in reading.weights.items()
+        if w.update is not None and w.norm > 0 and _is_matrix(recording, name)
+    ]
+    return float(np.median(moved)) if moved else 0.0
+
+
+def suspect_targets(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
+    """A first loss that dwarfs the network's own output speaks of targets on another scale."""
+    first = next((r for r in recording.readings if r.loss is not None and r.output_rms is not None), None)
+    if first is None or first.loss is None or first.output_rms is None or not math.isfinite(first.loss):
+        return None
+    ratio = math.sqrt(abs(first.loss)) / max(1.0, first.output_rms)
+    strength = _off(ratio, 1.0, tolerated=10.0, below=False)
+    if strength <= 0:
+        return None
+    return Suspicion(
+        cause="unscaled_targets",
+        strength=strength,
+        because=f"The first loss is {number(first.loss)} while the network's outputs are of size "
+        f"{number(first.output_rms)}: the targets are on another scale.",
+    )
+
+
+def suspect_function(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
+    """Functions whose slope is small everywhere, or flat on both ends, lose the gradient layer by layer."""
+    if not any(s.kind in ("vanishing", "saturated", "not_learning") for s in complaint):
+        return None
+    hidden = [s for s in recording.sites if not s.output]
+    flat = [s for s in hidden if all(t.slope == 0 for t in ACTIVATIONS[s.activation].tails(**s.parameters))]
+    if len(flat) < 2 or len(flat) < len(hidden) / 2:
+        return None
+    site = flat[0]
+    if site.normalised:
+        return None
+    slope = moments(ACTIVATIONS[site.activation], **site.parameters).slope_second
+    per_layer = next((s.evidence["per_layer"] for s in complaint if "per_layer" in s.evidence), None)
+    strength = 0.6 if slope < 0.1 else 0.4  # sigmoid loses 95 % of the gradient's energy a layer, tanh half
+    return Suspicion(
+        cause="saturating_activation",
+        strength=strength,
+        because=f"{len(flat)} of {len(hidden)} hidden functions are {site.activation}, whose squared slope is "
+        f"{number(slope)} on average"
+        + (f"; the gradient keeps {number(per_layer)} of its size a layer." if per_layer is not None else "."),
+    )
+
+
+def suspect_growth(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
+    """Functions that grow faster than their input feed on themselves."""
+    if not any(s.kind in ("exploding", "non_finite") for s in complaint):
+        return None
+    for site in recording.sites:
+        if not math.isfinite(ACTIVATIONS[site.activation].steepest()):
+            return Suspicion(
+                cause="unbounded_activation",
+                strength=0.7,
+                because=f"{site.name} applies {site.activation}, whose slope has no bound.",
+            )
+    return None
+
+
+def suspect_shape(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
+    """Narrow, deep ReLU networks are born dead by chance, whatever the scale of their weights."""
+    if not any(s.born for s in complaint):
+        return None
+    widths = [s.units for s in recording.sites if s.activation == "relu" and not s.normalised and not s.output]
+    if len(widths) < 2:
+        return None
+    chance = born_dead_chance(widths).chance
+    if chance < 0.05:
+        return None
+    return Suspicion(
+        cause="narrow_and_deep",
+        strength=min(1.0, 0.5 + chance / 2),
+        because=f"{len(widths)} ReLU layers of at most {max(widths)} units: {chance:.0%} of such networks are born with "
+        "a closed layer, whatever the scale of their weights.",
+    )
+
+
+def suspect_output(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
+    """An activation on the network's own output that is flat where the targets are."""
+    for symptom in complaint:
+        if symptom.kind != "dead" or symptom.share < 1:
+            continue
+        site = recording.site(symptom.site)
+        if site.output:
+            return Suspicion(
+                cause="output_activation",
+                strength=0.9,
+                because=f"The network ends in {site.activation}, and all {site.units} outputs sit on its flat side.",
+            )
+    return None
+
+
+def suspect_no_gradient(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
+    """Trainable parameters that no gradient ever reaches, though nothing before the loss is closed."""
+    if any(s.kind in ("dead", "saturated") for s in complaint):
+        return None
+    seen: dict[str, bool] = {}
+    for reading in recording.readings:
+        for name, weight in reading.weights.items():
+            seen[name] = seen.get(name, False) or bool(weight.gradient)
+    cut = [name for name, reached in seen.items() if not reached and _is_matrix(recording, name)]
+    if not cut or not recording.trained:
+        return None
+    return Suspicion(
+        cause="no_gradient",
+        strength=0.9,
+        because=f"No gradient reaches {len(cut)} of {sum(_is_matrix(recording, n) for n in seen)} trainable weights "
+        f"({', '.join(cut[:3])}{', ...' if len(cut) > 3 else ''}): look for detach(), no_grad() or an unused layer.",
+    )
+
+
+SUSPICIONS: tuple[Callable[[Recording, tuple[Symptom, ...]], Suspicion | None], ...] = (
+    suspect_no_gradient,
+    suspect_inputs,
+    suspect_bias,
+    suspect_output,
+    suspect_shape,
+    suspect_scale,
+    suspect_targets,
+    suspect_growth,
+    suspect_function,
+    suspect_rate,
+    suspect_slow,
+)
+
+
+def suspicions(recording: Recording, complaint: tuple[Symptom, ...]) -> list[Suspicion]:
+    """What the recording speaks for, the strongest first."""
+    found = [s for suspect in SUSPICIONS if (s := suspect(recording, complaint)) is not None]
+    return sorted(found, key=lambda s: -s.strength)
+
+
+# Shared -------------------------------------------------------------------------------------------------------------
+
+
+def _off(value: float, usual: float, *, tolerated: float, low: float | None = None, below: bool = True) -> float:
+    """How far a value lies beyond the tolerated factor: 0 within, 1 at a hundredfold of it."""
+    if not value > 0 or not math.isfinite(value):
+        return 1.0 if value > 0 else 0.0
+    up = math.log(value / usual / tolerated)
+    down = math.log(usual * (low if low is not None else 1 / tolerated) / value) if below else -1.0
+    beyond = max(up, down)
+    return 0.0 if beyond <= 0 else min(1.0, 0.3 + 0.7 * beyond / math.log(100))
+
+
+def _first_input(recording: Recording) -> InputReading | None:
+    return next((r.input for r in recording.readings if r.input is not None), None)
+
+
+def _sites_of(recording: Recording, complaint: Iterable[Symptom]) -> list[Site]:
+    names = {s.site for s in complaint}
+    return [site for site in recording.sites if site.name in names] or list(recording.sites)
+
+
+def _fan_in(recording: Recording, site: Site) -> int:
+    weight = recording.initial.get(site.weight)
+    return weight.fan_in if weight is not None else 1
+
+
+def _is_matrix(recording: Recording, name: str) -> bool:
+    weight: InitialWeight | None = recording.initial.get(name)
+    return weight is not None and weight.fan_in > 1
+
+
+def number(value: float) -> str:
+    """Two significant digits, without an exponent where a person would write none."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if 1e-4 <= abs(value) < 1e6:
+        return f"{float(f'{value:.2g}'):,.10g}".replace(",", "")
+    return f"{value:.1e}"
