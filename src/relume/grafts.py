@@ -1,0 +1,470 @@
+"""Grafts: a module put in the place of an activation call, or before it, wherever in the code the call is."""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import inspect
+import types
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from relume.nn import module as catalogue_module
+from relume.sites import Trace, undisturbed
+from relume.surgery import KEEPS_FUNCTION
+from relume.wiring import Place, Wiring, follow, output_change, outputs, run
+
+Maker = Callable[[Sequence[Place]], nn.Module]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graft:
+    """A module that now stands where activation calls were, or before them."""
+
+    path: str
+    module: nn.Module
+    calls: tuple[int, ...]
+
+
+class Refusal(Exception):
+    """Why one place cannot be grafted; it becomes a sentence in the report, or a RemedyError when nothing is left."""
+
+
+# forwards whose calls became modules --------------------------------------------------------------------------------------
+
+
+class Rewritten:
+    """A module's own `forward`, kept on the instance, in which activation calls became calls of submodules.
+
+    The module keeps its class, attributes, hooks and the names of its parameters. Where `forward` does something else
+    in training (F.dropout with training=self.training), both versions are kept. Copies and pickles with its module.
+    """
+
+    def __init__(self, owner: nn.Module, codes: Mapping[bool, tuple[str, dict[str, Any]]]) -> None:
+        self.owner = owner
+        self.codes = dict(codes)  # training -> source, and the names it uses
+        self._functions = {training: _compile(*code) for training, code in self.codes.items()}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._functions[self.owner.training](self.owner, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rewritten:
+        twin = Rewritten.__new__(Rewritten)
+        memo[id(self)] = twin
+        twin.codes, twin._functions = self.codes, self._functions
+        twin.owner = copy.deepcopy(self.owner, memo)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        codes = {}
+        for training, (source, names) in self.codes.items():
+            plain = {k: v for k, v in names.items() if not isinstance(v, types.ModuleType)}
+            modules = {k: v.__name__ for k, v in names.items() if isinstance(v, types.ModuleType)}
+            codes[training] = source, plain, modules
+        return {"owner": self.owner, "codes": codes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        import importlib
+
+        self.owner = state["owner"]
+        self.codes = {
+            training: (source, {**plain, **{k: importlib.import_module(v) for k, v in modules.items()}})
+            for training, (source, plain, modules) in state["codes"].items()
+        }
+        self._functions = {training: _compile(*code) for training, code in self.codes.items()}
+
+
+def _compile(source: str, names: dict[str, Any]) -> Callable[..., Any]:
+    scope = {**names, "__builtins__": builtins}
+    exec(compile(source, "<forward rewritten by relume>", "exec"), scope)
+    return scope["forward"]
+
+
+class _Tracer(fx.Tracer):
+    """Follows one module's own code; every module it calls is left as it is."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+class _Spotter(fx.Interpreter):
+    """Runs a graph and notes which node makes which activation calls."""
+
+    def __init__(self, owner: nn.Module, graph: fx.Graph, trace: Trace) -> None:
+        super().__init__(owner, garbage_collect_values=False, graph=graph)
+        self.trace = trace
+        self.made: dict[fx.Node, range] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        before = len(self.trace.calls)
+        result = super().run_node(n)
+        self.made[n] = range(before, len(self.trace.calls))
+        return result
+
+
+def _trace(owner: nn.Module, arguments: Mapping[str, Any]) -> fx.Graph:
+    """The graph of the module's forward in its present mode; Refusal where it cannot be followed."""
+    own = owner.__dict__.get("forward")
+    if own is not None and not isinstance(own, Rewritten):
+        raise Refusal(f"{type(owner).__name__}.forward was replaced on the instance")
+    kind = type(owner)
+    parameters = inspect.signature(kind.forward if own is None else own._functions[owner.training]).parameters
+    defaults = {
+        name: p.default
+        for name, p in parameters.items()
+        if name not in arguments and (p.default is None or isinstance(p.default, (bool, int, float, str)))
+    }
+    before = dict(owner.__dict__)
+    registered = {name: dict(before[name]) for name in ("_parameters", "_buffers", "_modules")}
+    try:
+        if own is not None:
+            owner.__class__ = type(kind.__name__, (kind,), {"forward": own._functions[owner.training]})
+            del owner.__dict__["forward"]
+        return _Tracer().trace(owner, concrete_args=defaults or None)
+    except Exception as error:
+        words = str(error).strip().split("\n")[0]
+        raise Refusal(
+            f"the code of {kind.__name__}.forward cannot be followed by torch.fx ({type(error).__name__}: {words})"
+        ) from None
+    finally:
+        owner.__class__ = kind
+        changed = [k for k, v in owner.__dict__.items() if k != "forward" and before.get(k) is not v]
+        constants = [k for k in changed if k.startswith("_tensor_constant")]
+        owner.__dict__.clear()
+        owner.__dict__.update(before)
+        for name, members in registered.items():
+            owner.__dict__[name].clear()
+            owner.__dict__[name].update(members)
+        if constants:
+            raise Refusal(f"{kind.__name__}.forward makes tensors of its own")
+        if changed:
+            raise Refusal(f"{kind.__name__}.forward sets attributes ({', '.join(sorted(changed))})")
+
+
+def _spot(owner: nn.Module, graph: fx.Graph, arguments: Mapping[str, Any]) -> dict[int, fx.Node]:
+    """Offset of each activation call in one run of the module -> the node that makes it."""
+    values = {
+        node: arguments.get(str(node.target), node.args[0] if node.args else None)
+        for node in graph.nodes
+        if node.op == "placeholder"
+    }
+    try:
+        with undisturbed(owner), torch.no_grad(), Trace(owner) as trace:
+            spotter = _Spotter(owner, graph, trace)
+            spotter.run(initial_env=values)
+    except Exception as error:
+        raise Refusal(f"its traced code does not run ({type(error).__name__}: {error})") from None
+    return {
+        index: node for node, calls in spotter.made.items() if len(calls) == 1 or node.op == "call_module"
+        for index in calls
+    }  # fmt: skip
+
+
+def _arguments(model: nn.Module, path: str, inputs: Any) -> dict[str, Any]:
+    """What the module at `path` is called with the first time, by name of the argument."""
+    owner = model.get_submodule(path)
+    seen: list[tuple[Any, Any]] = []
+    handle = owner.register_forward_pre_hook(lambda m, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    try:
+        with undisturbed(model), torch.no_grad():
+            model.eval()
+            run(model, inputs)
+    finally:
+        handle.remove()
+    args, kwargs = seen[0]
+    signature = inspect.signature(owner.forward)
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in signature.parameters.values()):
+        raise Refusal(f"{type(owner).__name__}.forward takes *args or **kwargs")
+    return dict(signature.bind(*args, **kwargs).arguments)
+
+
+def _rewrite(
+    owner: nn.Module, arguments: Mapping[str, Any], new: Mapping[int, tuple[str, nn.Module, bool]], before: bool
+) -> None:
+    """Give `owner` a forward in which the calls at these offsets go to (or through) new submodules."""
+    mode = owner.training
+    codes = {}
+    try:
+        for training in (False, True):
+            owner.training = training
+            graph = _trace(owner, arguments)
+            nodes = _spot(owner, graph, arguments)
+            for offset, (name, _, in_place) in new.items():
+                if offset not in nodes:
+                    raise Refusal("its call was not found in the traced code")
+                _edit(graph, nodes[offset], name, before, in_place)
+            code = graph.python_code("self")
+            codes[training] = code.src, dict(code.globals)
+    finally:
+        owner.training = mode
+    for name, module, _ in new.values():
+        owner.add_module(name, module)
+    owner.__dict__["forward"] = Rewritten(owner, codes)
+
+
+def _edit(graph: fx.Graph, node: fx.Node, name: str, before: bool, in_place: bool) -> None:
+    x: Any = node.args[0] if node.args else node.kwargs["input"]
+    order = {n: i for i, n in enumerate(graph.nodes)}
+    later = [user for user in x.users if order[user] > order[node]] if in_place else []
+    with graph.inserting_before(node):
+        new = graph.call_module(name, (x,))
+    if before:
+        node.replace_input_with(x, new)
+    else:
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+    for user in later:
+        user.replace_input_with(x, node if before else new)
+
+
+# grafting ---------------------------------------------------------------------------------------------------------------
+
+
+class _Repeat(nn.Module):
+    """The same call again, leaving its input alone: what a rehearsal puts in."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self.again = (place.func, place.args, place.kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        func, args, kwargs = self.again
+        return func(x.clone(), *args, **kwargs)
+
+
+class _Clone(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+
+def graft(
+    model: nn.Module, inputs: Any, targets: Sequence[int], make: Maker, *, before: bool = False, separate: bool = False
+) -> tuple[list[Graft], dict[int, str]]:
+    """Put a module in the place of each activation call in `targets`, or before it; changes `model`.
+
+    `make` is given the calls that the module will serve: several where they share one module or one line of code.
+    With `separate` every call gets its own. Each graft is rehearsed first, with a module that does what was there:
+    if that moves an output, in training or in eval mode, the place is refused. Gives back the grafts, and for each
+    call that was left the reason.
+    """
+    left: dict[int, str] = {}
+    accepted: list[int] = list(targets)
+    expected = {training: _safe_outputs(model, inputs, training) for training in (False, True)}
+    same: Maker = (lambda places: _Clone()) if before else (lambda places: _Repeat(places[0]))
+    forced: set[int] = set()  # calls that can only be reached by rewriting the code around them
+    own = {index for index, place in enumerate(follow(model, inputs).places) if place.own and place.in_place}
+    while accepted:
+        trial = copy.deepcopy(model)
+        grafts, refused = _graft(trial, inputs, accepted, same, before, separate, forced)
+        left.update(refused)
+        accepted = [index for index in accepted if index not in refused]
+        moved = _moved(trial, inputs, expected)
+        if not moved:
+            break
+        guilty = _guilty(model, inputs, grafts, same, before, separate, forced, expected)
+        if again := (guilty & own) - forced:  # an in-place module whose result nobody takes
+            forced |= again
+            continue
+        for index in guilty:
+            left[index] = f"putting the same function there again {moved}"
+        accepted = [index for index in accepted if index not in guilty]
+    if not accepted:
+        return [], left
+    grafts, refused = _graft(model, inputs, accepted, make, before, separate, forced)
+    return grafts, {**left, **refused}
+
+
+def _safe_outputs(model: nn.Module, inputs: Any, training: bool) -> list[Tensor] | None:
+    try:
+        return outputs(model, [inputs], training=training)
+    except Exception:
+        if not training:
+            raise
+        return None  # BatchNorm refuses a single sample in training; then eval mode alone is compared
+
+
+def _moved(trial: nn.Module, inputs: Any, expected: Mapping[bool, list[Tensor] | None]) -> str:
+    for training, old in expected.items():
+        if old is None:
+            continue
+        mode = "in training" if training else "in eval mode"
+        try:
+            change = output_change(old, outputs(trial, [inputs], training=training))
+        except Exception as error:
+            return f"fails {mode} ({type(error).__name__}: {error})"
+        if not change <= KEEPS_FUNCTION:
+            return f"changes the network's output {mode}"
+    return ""
+
+
+def _guilty(
+    model: nn.Module, inputs: Any, grafts: Sequence[Graft], same: Maker, before: bool, separate: bool, forced: set[int],
+    expected: Any,
+) -> set[int]:
+    """The calls whose rehearsal, each on its own, moves the output; all of them where none does so alone."""
+    found: set[int] = set()
+    for done in grafts:
+        trial = copy.deepcopy(model)
+        _graft(trial, inputs, done.calls, same, before, separate, forced)
+        if _moved(trial, inputs, expected):
+            found.update(done.calls)
+    return found or {index for done in grafts for index in done.calls}
+
+
+def _graft(
+    model: nn.Module, inputs: Any, targets: Sequence[int], make: Maker, before: bool, separate: bool, forced: set[int]
+) -> tuple[list[Graft], dict[int, str]]:
+    _unshare(model)
+    wiring = follow(model, inputs)
+    places, chosen = wiring.places, set(targets)
+    left: dict[int, str] = {}
+    grafts: list[Graft] = []
+    rewrites: dict[str, list[int]] = defaultdict(list)
+    done: set[int] = set()
+    for index in targets:
+        if index in done:
+            continue
+        place = places[index]
+        path = place.frames[-1][0] if place.frames else ""
+        owner = model.get_submodule(path)
+        if place.own:
+            group = [i for i, p in enumerate(places) if p.own and p.frames[-1][0] == path]
+        else:
+            group = [
+                i for i, p in enumerate(places)
+                if not p.own and (p.frames[-1][0] if p.frames else "") == path
+                and p.call.site.activation == place.call.site.activation
+            ]  # fmt: skip
+        together = set(group) <= chosen and (len(group) == 1 or not separate)
+        attribute = None if place.own else _attribute(owner, place)
+        if together and place.own and path and index not in forced:
+            module = make([places[i] for i in group])
+            new = _before(module, owner) if before else module
+            _set_everywhere(model, owner, new)
+            grafts.append(Graft(path=f"{path}.norm" if before else path, module=module, calls=tuple(group)))
+        elif together and attribute and index not in forced:
+            module = make([places[i] for i in group])
+            new = _before(module, function_module(place)) if before else module
+            setattr(owner, attribute, new.train(owner.training))
+            if hasattr(owner, "activation_relu_or_gelu"):
+                owner.activation_relu_or_gelu = 0  # else torch's fused kernel would go on applying the old function
+            name = f"{path}.{attribute}".lstrip(".") + (".norm" if before else "")
+            grafts.append(Graft(path=name, module=module, calls=tuple(group)))
+        else:
+            rewrites[_code_of(place)[0]].append(index)
+            continue
+        done.update(group)
+    for path, indices in rewrites.items():
+        new, refused = _rewrite_calls(model, inputs, wiring, path, indices, make, before)
+        grafts += new
+        left.update(refused)
+    return grafts, left
+
+
+def _code_of(place: Place) -> tuple[str, int]:
+    """The module whose code makes the call, and the number of calls made before it began."""
+    frames = place.frames[:-1] if place.own else place.frames
+    return frames[-1] if frames else ("", 0)
+
+
+def _rewrite_calls(
+    model: nn.Module, inputs: Any, wiring: Wiring, path: str, indices: Sequence[int], make: Maker, before: bool
+) -> tuple[list[Graft], dict[int, str]]:
+    owner = model.get_submodule(path)
+    name = f"{type(owner).__name__}.forward" + (f" ({path})" if path else "")
+    try:
+        if type(owner).__module__.startswith("torch.nn."):
+            raise Refusal(f"the call is inside torch's own {type(owner).__name__}")
+        arguments = _arguments(model, path, inputs)
+        lines: dict[int, list[int]] = defaultdict(list)  # offset in the code -> calls, one for each visit
+        for index, place in enumerate(wiring.places):
+            where, begun = _code_of(place)
+            if where == path:
+                lines[index - begun].append(index)
+        chosen = {offset: calls for offset, calls in lines.items() if set(calls) & set(indices)}
+        partly = [i for calls in chosen.values() for i in calls if i not in indices]
+        if partly:
+            others = ", ".join(wiring.places[i].call.site.name for i in partly)
+            raise Refusal(f"its code also makes the calls {others}, which were not chosen")
+        new, grafts = {}, []
+        for offset, calls in chosen.items():
+            place = wiring.places[calls[0]]
+            module = make([wiring.places[i] for i in calls]).train(owner.training)
+            label = _free_name(owner, place.call.site.name, {n for n, _, _ in new.values()}, "norm_" if before else "")
+            new[offset] = (label, module, place.in_place)
+            grafts.append(Graft(path=f"{path}.{label}".lstrip("."), module=module, calls=tuple(calls)))
+        _rewrite(owner, arguments, new, before)
+        return grafts, {}
+    except Refusal as refusal:
+        reason = f"in {name}: {refusal}; write the activation as its own module, self.act = nn.ReLU()"
+        return [], dict.fromkeys(indices, reason)
+
+
+def _free_name(owner: nn.Module, site: str, taken: set[str], prefix: str) -> str:
+    base = prefix + site.rsplit(".", 1)[-1].split("#")[0]
+    base = base if base.isidentifier() else f"act{base}"
+    name, number = base, 2
+    while hasattr(owner, name) or name in taken:
+        name, number = f"{base}_{number}", number + 1
+    return name
+
+
+def function_module(place: Place) -> nn.Module:
+    """The function that is called there, as a module of the catalogue."""
+    return catalogue_module(place.call.site.activation, **place.call.site.parameters)
+
+
+def _before(module: nn.Module, activation: nn.Module) -> nn.Sequential:
+    new = nn.Sequential()
+    new.add_module("norm", module)
+    new.add_module("act", activation)
+    return new.train(activation.training)
+
+
+def _set_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` under every name under which `old` is registered."""
+    new.train(old.training)
+    for parent in list(model.modules()):
+        if parent is new:
+            continue
+        for name, child in list(parent._modules.items()):
+            if child is old:
+                parent._modules[name] = new
+
+
+def _unshare(model: nn.Module) -> None:
+    """In each nn.Sequential, an activation module that stands at several positions becomes one module each."""
+    for parent in model.modules():
+        if isinstance(parent, nn.Sequential):
+            seen: set[int] = set()
+            for name, child in list(parent._modules.items()):
+                if child is None or next(child.parameters(), None) is not None:
+                    continue
+                if id(child) in seen:
+                    parent._modules[name] = copy.deepcopy(child)
+                seen.add(id(child))
+
+
+def _attribute(owner: nn.Module, place: Place) -> str | None:
+    """The attribute in which the module keeps the function that it calls, such as `self.activation = F.relu`."""
+    found = []
+    for name, value in vars(owner).items():
+        function = getattr(value, "func", value)  # of a functools.partial
+        home = getattr(function, "__module__", None) or ""
+        if isinstance(value, nn.Module) or not callable(value):
+            continue
+        if home.startswith("torch") or isinstance(function, types.BuiltinFunctionType):
+            with torch.no_grad(), Trace(nn.Identity()) as trace:
+                try:
+                    value(torch.zeros(2, 2))
+                except Exception:  # some other function that wants other arguments
+                    continue
+            if [call.site.activation for call in trace.calls] == [place.call.site.activation]:
+                found.append(name)
+    return found[0] if len(found) == 1 else None
+
