@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -493,12 +494,18 @@ def _mean_score(training: Training, model: nn.Module) -> float:
     return -total / max(samples, 1)
 
 
-def check(training: Training) -> None:
-    """Run one step of a throw-away network, so that what cannot work fails now and says why."""
+def check(training: Training) -> float:
+    """Run two steps of a throw-away network, so that what cannot work fails now and says why.
+
+    Returns the seconds that the second step took, without the start-up costs of the first.
+    """
     with isolated_rng():
         model, optimizer = build(training, 0)
-        train(training, model, optimizer, Stream(training.batches, 0), 1)
+        times = [time.perf_counter()]
+        stream = Stream(training.batches, 0)
+        train(training, model, optimizer, stream, 2, after_step=lambda *_: times.append(time.perf_counter()))
         if training.score is None and training.validation is not None:
             device = device_of(model)
             with torch.no_grad():
                 loss_of(training, model.eval(), to_device(next(Stream(training.validation, 0)), device))
+    return times[-1] - times[-2]

@@ -1,0 +1,239 @@
+"""Trials: remedies beside the untreated network, over paired seeds."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from relume.errors import RemedyError, TrialError
+from relume.report.results import Report, Trial
+from relume.training import Training, check, require_steps
+from relume.trial.arms import CONTROL, Job, Outcome, Treatment
+from relume.trial.engine import Engine, opened, packed
+from relume.verdicts import Arm, Run, judge, judge_control, ranked, winner
+
+if TYPE_CHECKING:
+    from relume.remedies import Remedy
+
+FAMILIES = (
+    "leaky_relu", "prelu", "elu", "softplus", "batch_norm", "he_init", "xavier_init", "lower_learning_rate",
+    "smaller_network", "mixed_activations",
+)  # fmt: skip
+
+SUFFERING = {
+    "dead": "dead units",
+    "saturated": "saturated units",
+    "vanishing": "vanishing gradients",
+    "exploding": "exploding gradients",
+    "non_finite": "NaN or infinity",
+    "not_learning": "a loss that does not fall",
+    "oscillating": "an oscillating loss",
+    "off_centre": "off-centre activations",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """One more run of a trial is done."""
+
+    done: int
+    total: int
+    run: Run
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def trial(
+    training: Training,
+    remedies: Iterable[str | Remedy] | None = None,
+    seeds: int | Iterable[int] = 5,
+    steps: int | None = None,
+    engine: str = "auto",
+    *,
+    on_progress: OnProgress | None = None,
+    report: Report | None = None,
+) -> Trial:
+    """Train the network with and without each remedy, from the same seeds on the same batches, and judge.
+
+    `remedies` are names or records; None takes the nine families and what `report` recommends. `seeds` is a number of
+    seeds or the seeds themselves. `engine` is "processes" (one worker per core), "sequential" (this process; the same
+    numbers bit for bit) or "auto", which takes workers when they are worth their start. `on_progress` is called with a
+    `Progress` after each run.
+
+        result = relume.trial(training, ["prelu", "lower_learning_rate"], seeds=5)
+        print(result.winner, result.arm("prelu").because)
+
+    Raises TrainingError when the training cannot run at all, RemedyError for an unknown remedy, TrialError when the
+    untreated network fails. A remedy that cannot be applied is no error: its arm says why.
+    """
+    chosen = [_remedy(remedy) for remedy in (default_remedies(report) if remedies is None else _listed(remedies))]
+    _require_distinct([remedy.name for remedy in chosen])
+    treatments = {remedy.name: partial(apply_remedy, remedy) for remedy in chosen}
+    result = run_trial(training, treatments, seed_list(seeds), steps, engine, on_progress)
+    best = next((remedy for remedy in chosen if remedy.name == result.winner), None)
+    return result if best is None else replace(result, code=best.snippet)
+
+
+def run_trial(
+    training: Training,
+    treatments: Mapping[str, Treatment],
+    seeds: tuple[int, ...],
+    steps: int | None,
+    engine: str,
+    on_progress: OnProgress | None,
+) -> Trial:
+    """A trial of named treatments against the untreated network."""
+    started = time.perf_counter()
+    steps = training.steps if steps is None else require_steps(steps)
+    seconds = rehearse(training, steps)
+    jobs = [Job(CONTROL, seed) for seed in seeds]
+    jobs += [Job(name, seed, treatment) for seed in seeds for name, treatment in treatments.items()]
+    with opened(training, steps, engine, len(jobs), seconds * steps) as runner:
+        outcomes = collect(runner, jobs, on_progress)
+        ran_in = runner.name
+    control = [outcome.run for outcome in outcomes[CONTROL]]
+    arms = [judged(control, outcomes[name]) for name in treatments]
+    return concluded(judge_control(control), arms, training, seeds, steps, ran_in, time.perf_counter() - started)
+
+
+def rehearse(training: Training, steps: int) -> float:
+    """Check the training on a copy, so that a loader with a state of its own is not moved on; seconds of a step."""
+    import cloudpickle
+
+    payload, _ = packed(training, steps)
+    return check(training if payload is None else cloudpickle.loads(payload)[0])
+
+
+def collect(runner: Engine, jobs: Sequence[Job], on_progress: OnProgress | None = None) -> dict[str, list[Outcome]]:
+    """Run the jobs; the outcomes of each arm, in the order of the jobs. TrialError when a control cannot be run."""
+    done: dict[tuple[str, int], Outcome] = {}
+
+    def note(outcome: Outcome) -> None:
+        run = outcome.run
+        if run.arm == CONTROL and run.lost and outcome.traceback:
+            raise TrialError(
+                f"the untreated network could not be trained with seed {run.seed}: {run.failure}\n\n{outcome.traceback}"
+            )
+        done[run.arm, run.seed] = outcome
+        if on_progress is not None:
+            on_progress(Progress(done=len(done), total=len(jobs), run=run))
+
+    runner.run(jobs, note)
+    arms: dict[str, list[Outcome]] = {}
+    for job in jobs:
+        arms.setdefault(job.arm, []).append(done[job.arm, job.seed])
+    return arms
+
+
+def judged(control: Sequence[Run], outcomes: Sequence[Outcome]) -> Arm:
+    """The verdict on an arm, with what was changed in it."""
+    changes = next((outcome.changes for outcome in outcomes if outcome.changes), {})
+    return judge(control, [outcome.run for outcome in outcomes], changes=changes)
+
+
+def concluded(
+    control: Arm,
+    arms: Sequence[Arm],
+    training: Training,
+    seeds: tuple[int, ...],
+    steps: int,
+    engine: str,
+    seconds: float,
+) -> Trial:
+    """The trial that these arms make."""
+    best = winner(arms)
+    if all(run.lost for run in control.runs):
+        raise TrialError(f"the untreated network could not be trained: {control.runs[0].failure}.")
+    if best is not None:
+        because = f"{best.name}: {best.because}"
+    elif not control.symptoms:
+        because = "The untreated network is healthy, and no arm scores reliably higher."
+    else:
+        because = f"None of {len(arms)} arms cures or eases {suffering(control)} reliably."
+    return Trial(
+        arms=(control, *ranked(arms)),
+        winner=best.name if best is not None else None,
+        seeds=seeds,
+        steps=steps,
+        engine=engine,
+        score=training.score_in_words,
+        symptom=suffering(control) if control.symptoms else "",
+        seconds=seconds,
+        because=because,
+    )
+
+
+def suffering(control: Arm) -> str:
+    """What the untreated network suffers from, in words."""
+    words = [SUFFERING.get(kind, kind) for kind in control.symptoms]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+# Remedies and seeds -------------------------------------------------------------------------------------------------
+
+
+def apply_remedy(remedy: Remedy, model: nn.Module, optimizer: Optimizer, example: Any) -> Any:
+    """The treatment that a remedy is."""
+    from relume.remedies import treat
+
+    treated = treat(model, optimizer, remedy, example_input=example)
+    return treated.model, treated.optimizer, {str(place): str(what) for place, what in dict(treated.changes).items()}
+
+
+def default_remedies(report: Report | None) -> list[str]:
+    """The nine families, and what a report recommends beyond them, the recommended first."""
+    named = [name for diagnosis in report.diagnoses for name in diagnosis.remedies] if report is not None else []
+    return list(dict.fromkeys((*named, *FAMILIES)))
+
+
+def _listed(remedies: Iterable[str | Remedy]) -> list[str | Remedy]:
+    if isinstance(remedies, str):
+        return [remedies]
+    try:
+        chosen = list(remedies)
+    except TypeError:
+        return [remedies]  # type: ignore[list-item]  # a single Remedy
+    if not chosen:
+        raise RemedyError("a trial needs at least one remedy; found an empty list.\nPass remedies=None for all.")
+    return chosen
+
+
+def _remedy(remedy: str | Remedy) -> Remedy:
+    from relume.remedies import REMEDIES, Remedy
+
+    if isinstance(remedy, Remedy):
+        return remedy
+    if not isinstance(remedy, str):
+        raise RemedyError(f"a remedy is a name or a Remedy; found a {type(remedy).__name__}.")
+    if remedy not in REMEDIES:
+        close = difflib.get_close_matches(remedy, REMEDIES, n=3, cutoff=0.5)
+        hint = f"Did you mean {' or '.join(close)}? " if close else ""
+        raise RemedyError(f"no remedy named {remedy!r}.\n{hint}Remedies: {', '.join(REMEDIES)}.")
+    return REMEDIES[remedy]
+
+
+def _require_distinct(names: Sequence[str]) -> None:
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice or CONTROL in names:
+        found = ", ".join(twice) or CONTROL
+        raise RemedyError(f"each arm needs a name of its own, {CONTROL!r} being the control's; found {found} twice.")
+
+
+def seed_list(seeds: int | Iterable[int]) -> tuple[int, ...]:
+    """The seeds themselves: a number n means 0 to n-1."""
+    try:
+        chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(operator.index(seed) for seed in seeds)
+    except TypeError:
+        chosen = ()
+    if isinstance(seeds, bool) or not chosen or len(set(chosen)) < len(chosen):
+        raise TrialError(f"seeds must be a number of at least 1, or distinct whole numbers; found {seeds!r}.")
+    return chosen
