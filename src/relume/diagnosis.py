@@ -7,13 +7,13 @@ Rules propose causes (`SUSPICIONS`), each with a strength and the numbers behind
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from relume.activations import ACTIVATIONS
 from relume.recording import Recording
-from relume.suspicions import Cause, number, suspicions
-from relume.symptoms import SEVERITIES, Kind, Severity, Symptom, burden
+from relume.suspicions import Cause, suspicions
+from relume.symptoms import GRADIENT_RATIO, ORDERS, SEVERITIES, Kind, Severity, Symptom, burden, gravest
 
 MENDED = 0.5  # a change names the cause when it takes away at least half of the burden
 SPECIFIC = (
@@ -97,20 +97,28 @@ class Measure:
 
     words: str
     kinds: frozenset[Kind]
-    is_share: bool = False
+    told: Callable[[float], str]  # a burden in words
 
-    def told(self, burden: float) -> str:
-        """A burden in words."""
-        return f"{burden:.0%}" if self.is_share else "yes" if burden >= 1 else number(burden) if burden else "no"
+
+def _yes_no(burden: float) -> str:
+    return "yes" if burden > 0 else "no"
+
+
+def _orders(burden: float) -> str:
+    return (
+        f"{burden * ORDERS:.0f} orders of magnitude"
+        if burden > 0
+        else f"less than {math.log10(GRADIENT_RATIO):.0f} orders of magnitude"
+    )
 
 
 _RUINED: frozenset[Kind] = frozenset({"non_finite", "exploding"})  # a change that ruins the run mends nothing
 MEASURES = (
-    Measure("share of units dead", frozenset({"dead"}) | _RUINED, is_share=True),
-    Measure("share of units saturated", frozenset({"saturated"}) | _RUINED, is_share=True),
-    Measure("gradients out of bounds", _RUINED),
-    Measure("gradient lost over depth (1 is twelve orders of magnitude)", frozenset({"vanishing"}) | _RUINED),
-    Measure("loss that does not fall", frozenset({"not_learning", "oscillating"}) | _RUINED),
+    Measure("share of units dead", frozenset[Kind]({"dead", *_RUINED}), "{:.0%}".format),
+    Measure("share of units saturated", frozenset[Kind]({"saturated", *_RUINED}), "{:.0%}".format),
+    Measure("loss or gradients out of bounds:", _RUINED, _yes_no),
+    Measure("gradient lost over depth:", frozenset[Kind]({"vanishing", *_RUINED}), _orders),
+    Measure("stuck loss:", frozenset[Kind]({"not_learning", "oscillating", *_RUINED}), _yes_no),
 )
 
 
@@ -155,9 +163,10 @@ def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: 
     for e in experiments:
         if e.cause is not None and control is not None and control.burden > 0:
             mended[e.cause] = max(mended.get(e.cause, -math.inf), 1 - e.burden / control.burden)
-    proven = [cause for cause, share in mended.items() if share >= MENDED]
-    untested = [s.cause for s in found if s.cause not in mended and s.strength >= PLAIN]
+    proven: list[Cause] = [c for c, share in mended.items() if share >= MENDED]
+    untested: list[Cause] = [s.cause for s in found if s.cause not in mended and s.strength >= PLAIN]
     because: list[str] = []
+    cause: Cause = "unknown"
     if proven:
         cause = max(proven, key=lambda c: mended[c] + SPECIFIC * strength.get(c, 0.0))
         rivals = [c for c in untested if strength[c] > SPECIFIC + mended[cause]]
@@ -166,8 +175,6 @@ def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: 
         cause = max(untested, key=lambda c: strength[c])
     elif not experiments and found:
         cause = found[0].cause
-    else:
-        cause = "unknown"
     because += [s.because for s in found if s.cause == cause]
     if control is not None:
         because += _in_words(control, experiments, cause, measure_of(complaint))
@@ -179,7 +186,7 @@ def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: 
         because.append("Nothing in the recording stands out as its cause.")
     return Diagnosis(
         cause=cause,
-        severity=min((s.severity for s in complaint), key=SEVERITIES.index),
+        severity=gravest(s.severity for s in complaint),
         since=min(s.since for s in complaint),
         symptoms=complaint,
         because=tuple(because),

@@ -50,7 +50,7 @@ class Change:
 
 
 def experiments(scene: Scene, recording: Recording, symptoms: tuple[Symptom, ...]) -> dict[int, tuple[Experiment, ...]]:
-    """Replays for each complaint, the unchanged one first; by the complaint's index, as `diagnosis.diagnose` takes them.
+    """Replays for each complaint, the unchanged one first, by the complaint's index.
 
     The global random generators and the network are left as they are.
     """

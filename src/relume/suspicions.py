@@ -249,8 +249,8 @@ def suspect_shape(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspi
     return Suspicion(
         cause="narrow_and_deep",
         strength=min(1.0, 0.5 + chance / 2),
-        because=f"{len(widths)} ReLU layers of at most {max(widths)} units: {chance:.0%} of such networks are born with "
-        "a closed layer, whatever the scale of their weights.",
+        because=f"{len(widths)} ReLU layers of at most {max(widths)} units: {chance:.0%} of such networks "
+        "are born with a closed layer, whatever the scale of their weights.",
     )
 
 

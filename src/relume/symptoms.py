@@ -8,7 +8,7 @@ converges, and the dead units that every deep ReLU network is born with (`theory
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -26,6 +26,7 @@ Severity = Literal["note", "warning", "critical"]
 ENOUGH_SAMPLES = 1000  # rule of three: silent on n samples bounds the firing rate by 3/n with 95 % confidence
 SATURATED_SAMPLES = 0.5  # of a unit's samples on a flat end, where both ends are flat: it learns from the minority
 GRADIENT_RATIO = 1e3  # first to last site; float16's whole normal range is 1e4, and AutoTrainer (ICSE 2021) uses 1e3
+ORDERS = 12  # of magnitude between a gradient that trains and one that is as good as none; a scale, not a test
 FEWEST_SITES = 3  # below that a ratio of gradients says nothing about depth
 FEWEST_LOSSES = 40  # to tell a loss that falls from one that does not
 # Severity ----------------------------------------------------------------------------------------------------------
@@ -61,7 +62,7 @@ def burden(recording: Recording, symptoms: tuple[Symptom, ...], kinds: tuple[Kin
     """How ill the network is, 0 (well) to 1, as the worst of its symptoms.
 
     Dead and saturated units count by their share of all units that could be so, gradients by the orders of magnitude
-    they lose or gain from the last site to the first (12, the span of float32 sums, is 1), a run that does not learn
+    they lose or gain from the last site to the first (`ORDERS` of them is 1), a run that does not learn
     half, one that ends in NaN whole. `kinds` restricts it.
     """
     shares = {"dead": dead_share(recording, symptoms), "saturated": saturated_share(recording, symptoms)}
@@ -73,7 +74,7 @@ def burden(recording: Recording, symptoms: tuple[Symptom, ...], kinds: tuple[Kin
             worst = max(worst, shares[symptom.kind])
         elif symptom.kind in ("vanishing", "exploding"):
             ratio = symptom.evidence.get("gradient_ratio", 0.0)
-            lost = abs(math.log10(ratio)) / 12 if ratio > 0 and math.isfinite(ratio) else 1.0
+            lost = abs(math.log10(ratio)) / ORDERS if ratio > 0 and math.isfinite(ratio) else 1.0
             worst = max(worst, min(1.0, lost))
         elif symptom.kind == "non_finite":
             worst = 1.0
@@ -136,7 +137,7 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
                         "median_step": float(np.median(since)),
                         **({"expected_share": expected} if is_born else {}),
                     },
-                    severity=_dead_severity(excess, is_born, site.units),
+                    severity=_dead_severity(share, excess, is_born, site.units),
                 )
             )
     worst: Severity = "critical" if counted >= DEAD_OF_SITE * total else "warning"
@@ -145,8 +146,8 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
     yield from found
 
 
-def _dead_severity(excess: float, born: bool, units: int) -> Severity:
-    if excess >= CLOSED_SITE:
+def _dead_severity(share: float, excess: float, born: bool, units: int) -> Severity:
+    if share >= CLOSED_SITE:
         return "critical"
     # one unit of a narrow layer is no excess: the share has a standard error of its own
     by_chance = BORN_EXCESS + 1.0 / units
@@ -392,7 +393,11 @@ def find_not_learning(recording: Recording) -> Iterator[Symptom]:
     if fallen < UNLEARNT and not still_falling and float(np.mean(late)) > 0:
         yield Symptom(
             kind="not_learning", site="", since=0, born=True,
-            evidence={"progress": fallen, "first_loss": float(losses[:3].mean()), "last_loss": float(late[-10:].mean())},
+            evidence={
+                "progress": fallen,
+                "first_loss": float(losses[:3].mean()),
+                "last_loss": float(late[-10:].mean()),
+            },
             severity="critical" if fallen <= 0.02 else "warning",
         )  # fmt: skip
 
@@ -461,6 +466,11 @@ def _from_birth(recording: Recording, steps: NDArray[np.int64]) -> bool:
     return bool(len(steps)) and (int(steps[0]) == 0 or not recording.trained)
 
 
+def gravest(severities: Iterable[Severity]) -> Severity:
+    """The worst of some severities; a note where there are none."""
+    found = set(severities)
+    return next((s for s in SEVERITIES if s in found), "note")
+
+
 def _at_least(symptom: Symptom, severity: Severity) -> Symptom:
-    worse = min(symptom.severity, severity, key=SEVERITIES.index)
-    return replace(symptom, severity=worse)
+    return replace(symptom, severity=gravest((symptom.severity, severity)))

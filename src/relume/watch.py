@@ -25,7 +25,7 @@ AIM = 0.8  # of the budget; the rest is left for the error of the cost's own mea
 LONGEST_WAIT = 200  # steps between probes: a layer that dies must be seen to have died, whatever a probe costs
 
 
-class watch:  # noqa: N801 - used like a function: `with relume.watch(model, optimizer) as watch:`
+class watch:
     """Watch a training loop of your own; the parameters after it are bit-identical to those without.
 
     `model` and `optimizer` are the ones being trained, `loss` the loss function (with it, causes are replayed on
