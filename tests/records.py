@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 
-from relume.diagnosis import Coverage, Diagnosis, Experiment
+from relume.diagnosis import Cause, Coverage, Diagnosis, Experiment
 from relume.recording import InitialWeight, InputReading, Reading, Recording, Site, SiteReading, WeightReading
 from relume.report.results import Healed, Page, Report, Trial
 from relume.symptoms import Symptom
 from relume.verdicts import Arm, Cost, Difference, Run
 
-SAMPLES = 128
+SAMPLES = 512
 
 
 def site(order: int, units: int, activation: str = "relu", name: str = "") -> Site:
-    """A site after the linear layer `fc{order + 1}`."""
-    layer = f"fc{order + 1}"
+    """A site after the linear layer `fc{order + 1}`, or one named after the site."""
+    layer = f"{name} layer" if name else f"fc{order + 1}"
     return Site(
         name=name or f"act{order + 1}",
         activation=activation,
@@ -58,7 +59,7 @@ def recording(
     names: tuple[str, ...] = (),
     model: str = "Net",
 ) -> tuple[Recording, list[np.ndarray]]:
-    """A run in which a share `dying` of each site's units dies, and the step at which each unit did (steps + 1: never)."""
+    """A run in which a share `dying` of each site's units dies, and the step at which each did (steps + 1: never)."""
     rng = np.random.default_rng(seed)
     at = np.unique(np.round(np.geomspace(1, steps, readings)).astype(int) - 1)
     places = tuple(site(i, units, activation, names[i] if i < len(names) else "") for i in range(sites))
@@ -67,9 +68,9 @@ def recording(
         when = np.full(units, steps + 1)
         share = dying[index % len(dying)] if dying else 0.0
         dead = rng.permutation(units)[: round(share * units)]
-        when[dead] = np.minimum(np.round(rng.exponential(8.0 * (1 + 3 * index % 7), size=len(dead))), steps * 0.9)
+        when[dead] = np.clip(np.round(rng.exponential(8.0 * (1 + 3 * index % 7), size=len(dead))), 2, steps * 0.8)
         deaths.append(when)
-        flats.append(rng.beta(5, 4, size=units))
+        flats.append(np.where(rng.random(units) < 0.08, 0.97, 0.9 * rng.beta(5, 4, size=units)))
     frames = []
     for step in at:
         read, weights = {}, {}
@@ -137,7 +138,7 @@ def ill_report(
         for place, when in zip(run.sites, deaths, strict=True)
         if (when <= run.steps).any()
     )
-    changes = (
+    changes: tuple[tuple[str, Cause | None, float, float], ...] = (
         ("as it was", None, 0.56, 1.41),
         ("learning rate / 10", "learning_rate_too_high", 0.14, 0.62),
         ("He initialisation", "initial_scale", 0.51, 1.33),
@@ -150,7 +151,7 @@ def ill_report(
         since=min(s.since for s in symptoms),
         symptoms=symptoms,
         because=(
-            "With a tenth of the learning rate 14 % of the units die instead of 56 %; no other change keeps more alive.",
+            "With a tenth of the learning rate 14 % of the units die instead of 56 %; no other change keeps as many.",
             "One step at the start moved the weights of fc1 by 0.31 of their norm; 0.001 to 0.01 is usual.",
         ),
         remedies=("lower_learning_rate", "batch_norm", "leaky_relu", "recycle"),
@@ -224,7 +225,7 @@ def non_finite_report(seed: int = 0) -> Report:
             Reading(step=reading.step, loss=loss, learning_rate=0.5, sites=read, weights=weights, input=reading.input)
         )
     losses = tuple(
-        float("nan") if step >= 120 else loss * 50 ** (step / 120) for step, loss in enumerate(run.losses[:150])
+        float("nan") if step >= 120 else loss * 5000 ** (step / 120) for step, loss in enumerate(run.losses[:150])
     )
     made = Recording(
         model="TanhNet",
@@ -375,3 +376,20 @@ def healed(seed: int = 0) -> Healed:
 def ill_page(seed: int = 0) -> Page:
     """What `relume demo` shows."""
     return Page.of(healed(seed))
+
+
+ATTACK = "</script><img src=x onerror=alert(1)>"
+
+
+def hostile_page() -> Page:
+    """Names from the user's code that would break out of a page, or its width, if they could."""
+    names = (ATTACK, "encoder.layers.11.feed_forward.activation_" + "very_" * 20 + "long", "a&b\"c'd", "\x1b[31mred")
+    report = ill_report(names=names, model=ATTACK)
+    tried = trial()
+    return Page(
+        report=report,
+        trial=replace(
+            tried, score=f"score {ATTACK}" + " long" * 20, code=f"x = '{ATTACK}'", because=f"Because {ATTACK}"
+        ),
+        title=ATTACK,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from relume.report import words
+from relume.report import numerals
 from relume.report.charts import gradients, losses
 from relume.report.history import DEAD, NEVER, SATURATED, histories, unit_count
 from relume.report.results import Page, Report, Trial
@@ -51,14 +51,14 @@ def _report(report: Report) -> list[Card]:
         )
     reach = _reach(report)
     if reach is not None and kinds & {"vanishing", "exploding"}:
-        found.append(Card(number=f"{words.number(reach)}x", label="gradient at the first layer, beside the last"))
+        found.append(Card(number=f"{numerals.number(reach)}x", label="gradient at the first layer, beside the last"))
     loss = losses(report)
     if loss is not None:
         first, end = loss["points"][0][1], loss["points"][-1][1]
-        found.append(Card(number=f"{words.number(first)} -> {words.number(end)}", label="loss, first and last"))
+        found.append(Card(number=f"{numerals.number(first)} -> {numerals.number(end)}", label="loss, first and last"))
     if report.recording.watch_share is not None:
         found.append(
-            Card(number=words.fine_percent(report.recording.watch_share), label="of the run's time spent watching")
+            Card(number=numerals.fine_percent(report.recording.watch_share), label="of the run's time spent watching")
         )
     return found
 
@@ -76,12 +76,12 @@ def _reach(report: Report) -> float | None:
 def _trial(trial: Trial) -> list[Card]:
     tried = [arm for arm in trial.arms[1:] if not arm.failure]
     proven = [arm for arm in tried if arm.verdict in ("cured", "eased")]
-    points = words.in_points(trial.score, [s for arm in trial.arms for s in arm.scores])
+    points = numerals.in_points(trial.score, [s for arm in trial.arms for s in arm.scores])
     found = []
     if trial.winner is not None:
         difference = trial.arm(trial.winner).difference
         if difference is not None:
-            text = words.difference(difference, 100.0 if points else 1.0)
+            text = numerals.difference(difference, 100.0 if points else 1.0)
             mean, _, interval = text.partition(" (")
             label = f"{trial.score or 'score'}, 95 % interval {interval.rstrip(')')}"
             found.append(Card(number=mean, unit="points" if points else "", label=label))

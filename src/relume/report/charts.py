@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from relume.recording import Reading, Recording
-from relume.report import words
+from relume.report import numerals, words
 from relume.report.headline import ill_share
-from relume.report.history import ALIVE, DEAD, LETTERS, NEVER, SPARSE, SiteHistory, histories
+from relume.report.history import ALIVE, DEAD, LETTERS, NEVER, SPARSE, UNSEEN, SiteHistory, histories
 from relume.report.results import Page, Report, Trial
 from relume.verdicts import Arm
 
@@ -44,7 +44,7 @@ def _in_page_order(report: Report) -> list[SiteHistory]:
 
 
 def arranged(every: Sequence[SiteHistory]) -> tuple[list[SiteHistory], list[SiteHistory]]:
-    """Sites whose maps are shown, and those that are folded away: all in network order, or of many the ill, worst first."""
+    """Sites whose maps are shown, and those folded away: all in network order, or of many the ill, worst first."""
     if len(every) <= MANY:
         return list(every), []
     worst = sorted(every, key=lambda h: -h.ill / max(1, h.site.units))
@@ -52,7 +52,7 @@ def arranged(every: Sequence[SiteHistory]) -> tuple[list[SiteHistory], list[Site
     return shown, [h for h in every if h not in shown]
 
 
-# Maps ------------------------------------------------------------------------------------------------------------------
+# Maps -----------------------------------------------------------------------------------------------------------------
 
 
 def unit_map(history: SiteHistory, recording: Recording, rows: int | None = None) -> dict[str, Any]:
@@ -99,14 +99,14 @@ def _run_lengths(row: np.ndarray) -> str:
 
 
 def _edges(steps: list[int], end: int) -> list[float]:
-    """Where each column begins, and where the last one ends: a reading stands until the next, the last as long as usual."""
+    """Where each column begins and the last one ends: a reading stands until the next, the last as long as usual."""
     if not steps:
         return []
-    usual = float(np.median(np.diff(steps))) if len(steps) > 1 else float(end)
+    usual = float(steps[-1] - steps[-2]) if len(steps) > 1 else float(end)
     return [*map(float, steps), float(min(end, steps[-1] + max(usual, 1.0)))]
 
 
-# Curves ------------------------------------------------------------------------------------------------------------------
+# Curves ---------------------------------------------------------------------------------------------------------------
 
 
 def gradients(recording: Recording) -> dict[str, Any] | None:
@@ -136,7 +136,7 @@ def gradients(recording: Recording) -> dict[str, Any] | None:
 
 
 def _norms(recording: Recording, reading: Reading) -> dict[str, float]:
-    """Gradient norm of each weight matrix in order of the network; where weights have none, that of the sites' outputs."""
+    """Gradient norm of each weight matrix in network order; where weights have none, that of the sites' outputs."""
     matrices = {
         name: weight.gradient
         for name, weight in reading.weights.items()
@@ -198,7 +198,7 @@ def replays(report: Report) -> dict[str, Any] | None:
         {
             "change": e.change,
             "burden": _plain(e.burden),
-            "share": words.percent(e.burden),
+            "share": numerals.percent(e.burden),
             "role": "control" if e.cause is None else "cause" if e.cause == diagnosis.cause else "other",
         }
         for e in diagnosis.experiments
@@ -206,12 +206,12 @@ def replays(report: Report) -> dict[str, Any] | None:
     return {"rows": rows, "measure": diagnosis.experiments[0].measure, "steps": diagnosis.experiments[0].steps}
 
 
-# Trial -------------------------------------------------------------------------------------------------------------------
+# Trial ----------------------------------------------------------------------------------------------------------------
 
 
 def differences(trial: Trial) -> dict[str, Any] | None:
     """Each arm's paired differences to the control, with the part of the axis worth showing."""
-    points = words.in_points(trial.score, [s for arm in trial.arms for s in arm.scores])
+    points = numerals.in_points(trial.score, [s for arm in trial.arms for s in arm.scores])
     scale = 100.0 if points else 1.0
     rows = [_row(trial, arm, scale) for arm in trial.arms[1:] if arm.difference is not None]
     if not rows:
@@ -223,6 +223,9 @@ def differences(trial: Trial) -> dict[str, Any] | None:
     reach = min(max(every), 4 * float(np.median(ends or every))) or max(every) or 1.0
     low = min([v for row in rows for v in (*row["dots"], row["low"]) if isinstance(v, float)] + [0.0])
     high = max([v for row in rows for v in (*row["dots"], row["high"]) if isinstance(v, float)] + [0.0])
+    for row in rows:
+        if isinstance(row["mean"], str) or abs(row["mean"]) > reach:  # not to be read off the axis
+            row["label"] += f", {numerals.difference_mean(row['mean'])}"
     pad = 0.04 * (min(high, reach) - max(low, -reach)) or 1.0
     return {
         "rows": rows,
@@ -232,11 +235,12 @@ def differences(trial: Trial) -> dict[str, Any] | None:
 
 
 def _row(trial: Trial, arm: Arm, scale: float) -> dict[str, Any]:
-    assert arm.difference is not None and arm.verdict is not None
+    assert arm.difference is not None
+    assert arm.verdict is not None
     pairs = [(a, b) for a, b in zip(arm.scores, trial.control.scores, strict=False) if a is not None and b is not None]
     diverged = sum(score is None for score in arm.scores)
     ill, share = ill_share(trial, arm)
-    label = f"{words.VERDICTS[arm.verdict]}, {words.percent(share)} {ill}" + (
+    label = f"{words.VERDICTS[arm.verdict]}, {numerals.percent(share)} {ill}" + (
         f", {diverged} diverged" if diverged else ""
     )
     return {
@@ -262,10 +266,12 @@ def _short(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def states_present(every: Sequence[SiteHistory]) -> list[str]:
+def states_present(report: Report, every: Sequence[SiteHistory]) -> list[str]:
     """Letters of the states that a legend must explain, in the order of the vocabulary."""
-    found = {LETTERS[state] for history in every for state in np.unique(history.states)} | {
-        LETTERS[ALIVE],
-        LETTERS[DEAD],
-    }
+    found = {LETTERS[state] for history in every for state in np.unique(history.states)} | {LETTERS[ALIVE]}
+    if not found & set("pe"):
+        found.add(LETTERS[DEAD])  # also where there is none: that is the good news
+    steps = [reading.step for reading in report.recording.readings]
+    if steps and (steps[0] > 0 or _edges(steps, max(report.recording.steps, 1))[-1] < report.recording.steps):
+        found.add(LETTERS[UNSEEN])
     return [letter for letter in words.STATES if letter in found]

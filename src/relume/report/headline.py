@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from relume.diagnosis import Diagnosis
-from relume.report import words
-from relume.report.history import NEVER, SiteHistory, histories, unit_count
+from relume.report import numerals, words
+from relume.report.history import NEVER, SiteHistory, histories, labels, unit_count
 from relume.report.results import Healed, Page, Report, Trial
 from relume.symptoms import Symptom
 from relume.verdicts import Arm
@@ -60,8 +60,8 @@ def healed_line(healed: Healed) -> str:
     trial = healed.trial
     before, after = healed.score_before, healed.score_after
     scores = [s for s in (before, after) if s is not None]
-    points = trial is not None and words.in_points(trial.score, scores)
-    show = words.percent if points and _apart(before, after) else lambda v: words.number(v, 3)
+    points = trial is not None and numerals.in_points(trial.score, scores)
+    show = numerals.percent if points and _apart(before, after) else lambda v: numerals.number(v, 3)
     name = trial.score if trial is not None and trial.score else "score"
     if healed.remedy is None:
         end = "" if after is None else f" {_upper(name)} {show(after)}."
@@ -78,7 +78,7 @@ def cured_seeds(trial: Trial, arm: Arm) -> tuple[int, int]:
     return len(free), len(arm.runs) or len(trial.seeds)
 
 
-# What was found ------------------------------------------------------------------------------------------------------
+# What was found -------------------------------------------------------------------------------------------------------
 
 
 def _finding(report: Report) -> str:
@@ -95,12 +95,12 @@ def _finding(report: Report) -> str:
 def _healthy(report: Report) -> str:
     seen, all_ = len(report.coverage.watched), len(report.coverage.sites)
     steps = report.recording.steps
-    when = f" over {words.count(steps, 'step')}" if report.recording.trained and steps else ", before any training"
+    when = f" over {numerals.count(steps, 'step')}" if report.recording.trained and steps else ", before any training"
     dead = sum(history.dead for history in histories(report))
     units = "no unit dead" if not dead else f"only {dead:,} of {unit_count(report):,} units dead"
     calls = "call" if all_ == 1 else "calls"
     if not seen:
-        return f"Nothing could be judged: none of {words.count(all_, 'activation call')} could be watched."
+        return f"Nothing could be judged: none of {numerals.count(all_, 'activation call')} could be watched."
     word = "Healthy" if seen == all_ else "No fault where relume could look"
     return f"{word}: {seen} of {all_} activation {calls} watched{when}, {units}."
 
@@ -109,17 +109,22 @@ def _dead(report: Report, diagnosis: Diagnosis, symptoms: Sequence[Symptom]) -> 
     dead = sum(len(s.units) for s in symptoms)
     names = {s.site for s in symptoms}
     sites = [h for h in histories(report) if h.site.name in names]
-    alone = len(report.recording.sites) == 1
-    if len(sites) == 1 and not alone:
-        who = f"{dead:,} of {sites[0].site.units:,} units of {sites[0].site.layer}"
+    if len(sites) <= 2 and len(sites) < len(report.recording.sites):
+        where = words.joined([h.label for h in sites])
+        who = f"{dead:,} of {sum(h.site.units for h in sites):,} units of {where}"
     else:
         who = f"{dead:,} of {unit_count(report):,} units"
+        if len(sites) < len(report.recording.sites):
+            who += f" in {len(sites)} of {len(report.recording.sites)} layers"
     if all(s.born for s in symptoms):
-        return f"{who} were born dead{_because(diagnosis, symptoms)}."
-    died = _when(report, sites)
+        return f"{who} were born dead{_because(report, diagnosis, symptoms)}."
     born = sum(len(s.units) for s in symptoms if s.born)
-    some = f", {born:,} of them at the start" if born else died
-    return f"{who} died{some}{',' if some else ''}{_because(diagnosis, symptoms)}."
+    if born:
+        why = _after_comma(_because(report, diagnosis, symptoms))
+        return f"{who} are dead, {born:,} of them born so{why}."
+    died = _when(report, sites)
+    because = _because(report, diagnosis, symptoms)
+    return f"{who} died{died}{_after_comma(because) if died else because}."
 
 
 def _when(report: Report, sites: Sequence[SiteHistory]) -> str:
@@ -132,7 +137,7 @@ def _when(report: Report, sites: Sequence[SiteHistory]) -> str:
         return ""
     unit = 10 ** max(0, math.floor(math.log10(max(most, 1)))) // 2 or 1
     rounded = max(1, math.ceil(most / unit) * unit)
-    return f", most within {words.count(int(rounded), 'step')}"
+    return f", most within {numerals.count(int(rounded), 'step')}"
 
 
 def _saturated(report: Report, diagnosis: Diagnosis, symptoms: Sequence[Symptom]) -> str:
@@ -140,43 +145,46 @@ def _saturated(report: Report, diagnosis: Diagnosis, symptoms: Sequence[Symptom]
     units = sum(len(s.units) for s in symptoms)
     known = {site.name: site for site in report.recording.sites}
     total = sum(known[name].units for name in sites if name in known)
-    where = f" of {known[next(iter(sites))].layer}" if len(sites) == 1 and sites <= known.keys() else ""
+    where = f" of {labels(report.recording)[next(iter(sites))]}" if len(sites) == 1 and sites <= known.keys() else ""
     born = " from the start" if all(s.born for s in symptoms) else ""
     if not units or not total:
-        return f"Units{where} are saturated{born}{_because(diagnosis, symptoms)}."
-    return f"{units:,} of {total:,} units{where} are saturated{born}{_because(diagnosis, symptoms)}."
+        return f"Units{where} are saturated{born}{_because(report, diagnosis, symptoms)}."
+    return f"{units:,} of {total:,} units{where} are saturated{born}{_because(report, diagnosis, symptoms)}."
 
 
 def _vanishing(report: Report, diagnosis: Diagnosis, symptoms: Sequence[Symptom]) -> str:
     where = _place(report, symptoms)
-    return f"Gradients vanish on the way to {where or 'the first layers'}{_because(diagnosis, symptoms)}."
+    return f"Gradients vanish on the way to {where or 'the first layers'}{_because(report, diagnosis, symptoms)}."
 
 
 def _exploding(report: Report, diagnosis: Diagnosis, symptoms: Sequence[Symptom]) -> str:
     where = _place(report, symptoms)
     since = _from(min(s.since for s in symptoms))
-    return f"Values explode{f' in {where}' if where else ''}{since}{_because(diagnosis, symptoms)}."
+    why = _after_comma(_because(report, diagnosis, symptoms))
+    return f"Values explode{f' in {where}' if where else ''}{since}{why}."
 
 
 def _non_finite(report: Report, diagnosis: Diagnosis, symptoms: Sequence[Symptom]) -> str:
     where = _place(report, symptoms)
     since = _from(min(s.since for s in symptoms))
     what = f"Numbers in {where} are" if where else "The loss is"
-    return f"{what} not finite{since}{_because(diagnosis, symptoms)}."
+    why = _after_comma(_because(report, diagnosis, symptoms))
+    return f"{what} not finite{since}{why}."
 
 
 def _oscillating(report: Report, diagnosis: Diagnosis, symptoms: Sequence[Symptom]) -> str:
-    return f"The loss oscillates{_from(min(s.since for s in symptoms))}{_because(diagnosis, symptoms)}."
+    why = _after_comma(_because(report, diagnosis, symptoms))
+    return f"The loss oscillates{_from(min(s.since for s in symptoms))}{why}."
 
 
 def _not_learning(report: Report, diagnosis: Diagnosis, symptoms: Sequence[Symptom]) -> str:
     steps = report.recording.steps
-    over = f" in {words.count(steps, 'step')}" if steps else ""
-    return f"The network does not learn{over}{_because(diagnosis, symptoms)}."
+    over = f" in {numerals.count(steps, 'step')}" if steps else ""
+    return f"The network does not learn{over}{_because(report, diagnosis, symptoms)}."
 
 
 def _off_centre(report: Report, diagnosis: Diagnosis, symptoms: Sequence[Symptom]) -> str:
-    return f"Outputs are off centre{_because(diagnosis, symptoms)}."
+    return f"Outputs are off centre{_because(report, diagnosis, symptoms)}."
 
 
 _SENTENCES = {
@@ -191,25 +199,30 @@ _SENTENCES = {
 }
 
 
-def _because(diagnosis: Diagnosis, symptoms: Sequence[Symptom]) -> str:
+def _because(report: Report, diagnosis: Diagnosis, symptoms: Sequence[Symptom]) -> str:
     if diagnosis.cause == "bias":
-        for symptom in symptoms:
-            for name, value in symptom.evidence.items():
-                if "bias" in name and math.isfinite(value):
-                    return f": bias at {words.number(value)}"
+        names = {site.name: site.bias for site in report.recording.sites}
+        biases = [report.recording.initial.get(names.get(symptom.site, "")) for symptom in symptoms]
+        lowest = min((bias.mean for bias in biases if bias is not None), key=abs, default=0.0)
+        if lowest and all(bias is not None for bias in biases):
+            return f": bias at {numerals.number(lowest)}"
     return words.BECAUSE[diagnosis.cause]
 
 
+def _after_comma(because: str) -> str:
+    return because if because[:1] in ":;" else f",{because}"
+
+
 def _place(report: Report, symptoms: Sequence[Symptom]) -> str:
-    layers = {site.name: site.layer for site in report.recording.sites}
-    return words.joined([layers.get(s.site, s.site) for s in symptoms if s.site])
+    names = labels(report.recording)
+    return words.joined(list(dict.fromkeys(names.get(s.site, s.site) for s in symptoms if s.site)))
 
 
 def _from(step: int) -> str:
     return f" from step {step:,} on" if step else " from the start"
 
 
-# What the trial says ---------------------------------------------------------------------------------------------------
+# What the trial says --------------------------------------------------------------------------------------------------
 
 
 def _outcome(trial: Trial, alone: bool) -> str:
@@ -226,7 +239,7 @@ def _outcome(trial: Trial, alone: bool) -> str:
         return f"{what}{_case('Cured', what)} by {name} in {free} of {seeds} seeds."
     if arm.verdict == "eased":
         return f"{what}{_case('Eased', what)} by {name}, {_change(trial, arm)}."
-    return f"{_upper(name)} does best, {words.difference(arm.difference)} beside {words.remedy(trial.control.name)}."
+    return f"{_upper(name)} does best, {numerals.difference(arm.difference)} beside {words.remedy(trial.control.name)}."
 
 
 def _better(trial: Trial) -> str:
@@ -235,7 +248,7 @@ def _better(trial: Trial) -> str:
 
 def _change(trial: Trial, arm: Arm) -> str:
     name, before = ill_share(trial, trial.control)
-    return f"{name} {words.percent(before)} -> {words.percent(ill_share(trial, arm)[1])}"
+    return f"{name} {numerals.percent(before)} -> {numerals.percent(ill_share(trial, arm)[1])}"
 
 
 def ill_share(trial: Trial, arm: Arm) -> tuple[str, float]:
@@ -250,7 +263,7 @@ def ill_share(trial: Trial, arm: Arm) -> tuple[str, float]:
 
 
 def _apart(before: float | None, after: float | None) -> bool:
-    return before is None or after is None or words.percent(before) != words.percent(after)
+    return before is None or after is None or numerals.percent(before) != numerals.percent(after)
 
 
 def _upper(text: str) -> str:

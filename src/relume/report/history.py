@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from relume.activations import activation
 from relume.errors import ActivationError
-from relume.recording import Site
+from relume.recording import Recording, Site
 from relume.report.results import Report
 from relume.symptoms import Symptom
 
@@ -28,6 +28,7 @@ class SiteHistory:
     """One site over all readings of a run."""
 
     site: Site
+    label: str  # what readers know the site by
     steps: NDArray[np.int64]  # of the readings, one column each
     states: NDArray[np.uint8]  # (readings, units)
     died: NDArray[np.int64]  # per unit, the step since which it is dead; NEVER for the others
@@ -67,6 +68,12 @@ def function_name(name: str) -> str:
         return activation(name).module.rpartition(".")[2]
     except ActivationError:
         return name.replace("_", " ")
+
+
+def labels(recording: Recording) -> dict[str, str]:
+    """What readers know each site by: its layer, or its own name where two share a layer."""
+    layers = [site.layer for site in recording.sites]
+    return {site.name: site.layer if layers.count(site.layer) == 1 else site.name for site in recording.sites}
 
 
 def histories(report: Report) -> tuple[SiteHistory, ...]:
@@ -120,6 +127,7 @@ def _history(report: Report, site: Site, symptoms: Iterable[Symptom]) -> SiteHis
     proven = evidence[(died != NEVER) & (evidence > 0)]
     return SiteHistory(
         site=site,
+        label=labels(report.recording)[site.name],
         steps=steps,
         states=states,
         died=died,
@@ -131,7 +139,7 @@ def _history(report: Report, site: Site, symptoms: Iterable[Symptom]) -> SiteHis
 def _deaths(
     steps: NDArray[np.int64], silent: NDArray[np.bool_], samples: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Per unit, the step since which it was silent to the end, and on how many samples; NEVER where these are too few."""
+    """Per unit, the step since which it is silent, and on how many samples; NEVER where these are too few."""
     if not steps.size:
         return np.full(silent.shape[1], NEVER, dtype=np.int64), np.zeros(silent.shape[1], dtype=np.int64)
     fired = ~silent[::-1]  # last reading first

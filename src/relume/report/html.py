@@ -58,7 +58,7 @@ def render(page: Page) -> str:
 
 
 def render_inline(page: Page) -> str:
-    """A piece of HTML without scripts, for a notebook's output cell: the verdict and the tables, in the notebook's font."""
+    """A piece of HTML without scripts for a notebook's output cell: the verdict and the tables."""
     style = (
         ".relume{max-width:60em;line-height:1.45}"
         ".relume h1{font-size:1.25em;line-height:1.3;margin:.4em 0}"
@@ -87,5 +87,5 @@ def _policy(scripts: Sequence[str]) -> str:
 @lru_cache
 def _static(name: str) -> str:
     # Line ends as the HTML parser will have them: the hash in the policy is of what it sees.
-    text = files("relume.report").joinpath("static", name).read_bytes().decode()
+    text = (files("relume.report") / "static" / name).read_bytes().decode()
     return text.replace("\r\n", "\n").replace("\r", "\n").strip("\n")

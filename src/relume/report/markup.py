@@ -52,11 +52,13 @@ def fold(summary: str, content: str, css: str = "") -> str:
     return f"<details{f' class={css!r}' if css else ''}><summary>{t(summary)}</summary>{content}</details>"
 
 
-def figure(chart: str, label: str, caption: str = "", index: int | None = None) -> str:
+def figure(chart: str, label: str, caption: str = "", index: int | None = None, axis: str = "") -> str:
     """The place of a chart: the script draws into it; `label` says in words what is to be seen."""
     number = "" if index is None else f' data-index="{index}"'
     text = f"<figcaption>{caption}</figcaption>" if caption else ""
+    # Axis names that come from the user's own words can be long: as a paragraph they wrap.
+    under = f'<p class="axis">{t(axis)} →</p>' if axis else ""
     return (
         f'<figure data-chart="{chart}"{number}>{text}'
-        f'<div class="plot" role="img" aria-label="{escape(label)}"></div></figure>'
+        f'<div class="plot" role="img" aria-label="{escape(label)}"></div>{under}</figure>'
     )

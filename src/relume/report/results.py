@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relume.diagnosis import Coverage, Diagnosis
+from relume.diagnosis import Coverage, Diagnosis, Experiment, diagnose
 from relume.recording import Recording, to_json
-from relume.symptoms import Symptom
+from relume.symptoms import Symptom, find
 from relume.verdicts import Arm
 
 
@@ -42,6 +43,21 @@ class Report(_Result):
     coverage: Coverage
     recording: Recording
     symptoms: tuple[Symptom, ...] = ()
+
+    @classmethod
+    def of(cls, recording: Recording, experiments: Mapping[int, tuple[Experiment, ...]] | None = None) -> Report:
+        """Judge a recording; `experiments` are replays that decide between causes (see `diagnosis.diagnose`)."""
+        symptoms = find(recording)
+        read = {name for reading in recording.readings for name in reading.sites}
+        names = tuple(site.name for site in recording.sites)
+        return cls(
+            diagnoses=diagnose(recording, symptoms, experiments),
+            coverage=Coverage(
+                sites=names, watched=tuple(name for name in names if name in read), blind=recording.blind
+            ),
+            recording=recording,
+            symptoms=symptoms,
+        )
 
     @property
     def healthy(self) -> bool:

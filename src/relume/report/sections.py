@@ -1,4 +1,4 @@
-"""The sections of a page, from the verdict down to how it was seen; all that is text is here, charts are places for the script."""
+"""The sections of a page, from the verdict down to how it was seen: the text, and places for the charts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import escape
 from importlib.metadata import PackageNotFoundError, version
 
 from relume.diagnosis import Diagnosis
-from relume.report import words
+from relume.report import numerals, words
 from relume.report.cards import cards
 from relume.report.charts import arranged, differences, gradients, losses, replays, states_present
 from relume.report.headline import coverage, headline, healed_line, ill_share, subtitle
@@ -49,7 +49,7 @@ def _section(key: str, content: str) -> str:
     return f'<section aria-labelledby="{key}"><h2 id="{key}">{t(HEAD[key])}</h2>{content}</section>' if content else ""
 
 
-# The verdict -------------------------------------------------------------------------------------------------------------
+# The verdict ----------------------------------------------------------------------------------------------------------
 
 
 def _header(page: Page) -> str:
@@ -80,12 +80,12 @@ def _kicker(page: Page) -> Iterator[str]:
         yield report.recording.model
     yield words.watched(len(report.coverage.watched), len(report.coverage.sites))
     if report.recording.steps:
-        yield words.count(report.recording.steps, "step")
+        yield numerals.count(report.recording.steps, "step")
     if report.recording.seconds:
-        yield words.seconds(report.recording.seconds)
+        yield numerals.seconds(report.recording.seconds)
 
 
-# What happened to the units ----------------------------------------------------------------------------------------------
+# What happened to the units -------------------------------------------------------------------------------------------
 
 
 def _units(report: Report, static: bool) -> str:
@@ -94,9 +94,11 @@ def _units(report: Report, static: bool) -> str:
     if static:
         return _section("units", sites if len(every) <= 8 else fold(words.as_table(len(every)), sites))
     shown, folded = arranged(every)
-    content = [f"<p>{t(words.MAP_INTRO)}</p>", _legend(every), _maps(shown, 0)]
+    content = [f"<p>{t(words.MAP_INTRO)}</p>", _legend(report, every), _maps(shown, 0)]
     if folded:
-        content.append(fold(words.more_sites(len(folded), sum(h.ill for h in folded)), _maps(folded, len(shown))))
+        content.append(
+            fold(words.more_sites(len(folded), sum(h.ill for h in folded)), _maps(folded, len(shown)), "many")
+        )
     content.append(fold(words.as_table(len(every)), sites))
     return _section("units", "".join(content))
 
@@ -106,18 +108,20 @@ def _maps(shown: Sequence[SiteHistory], first: int) -> str:
     for index, history in enumerate(shown, start=first):
         site = history.site
         caption = (
-            f'<span class="name"><b>{t(site.layer)}</b> · {t(function_name(site.activation))}</span> '
+            f'<span class="name"><b>{t(history.label)}</b> · {t(function_name(site.activation))}</span> '
             f'<span class="amount">{t(words.map_amount(history))}</span>'
         )
         figures.append(figure("map", words.map_text(history), caption, index))
     return f'<div class="maps">{"".join(figures)}</div>'
 
 
-def _legend(every: Sequence[SiteHistory]) -> str:
+def _legend(report: Report, every: Sequence[SiteHistory]) -> str:
     items = "".join(
-        f'<li><svg class="swatch" width="14" height="14" aria-hidden="true"><rect class="s{letter}" width="14" height="14"/>'
-        f'<rect fill="url(#mark-{letter})" width="14" height="14"/></svg>{t(words.STATES_LONG[letter])}</li>'
-        for letter in states_present(every)
+        '<li><svg class="swatch" width="14" height="14" aria-hidden="true">'
+        f'<rect class="s{letter}" width="14" height="14"/>'
+        f'<rect fill="url(#mark-{letter})" width="14" height="14"/></svg>'
+        f"{t(words.STATES_LONG[letter])}</li>"
+        for letter in states_present(report, every)
     )
     return f'<ul class="legend">{items}</ul>'
 
@@ -131,7 +135,7 @@ def _site_table(every: Sequence[SiteHistory]) -> str:
             Html(_strip(h)),
             f"{h.dead} / {h.site.units}",
             str(h.count(LETTERS.index("p"))),
-            "" if h.gradient is None else words.number(h.gradient),
+            "" if h.gradient is None else numerals.number(h.gradient),
             words.first_death(h),
         )
         for h in every
@@ -150,7 +154,7 @@ def _strip(history: SiteHistory) -> str:
     return f'<span class="strip" aria-hidden="true">{parts}</span>'
 
 
-# Why -----------------------------------------------------------------------------------------------------------------------
+# Why ------------------------------------------------------------------------------------------------------------------
 
 
 def _why(report: Report, static: bool) -> str:
@@ -160,7 +164,7 @@ def _why(report: Report, static: bool) -> str:
         rows = [(row["change"], row["share"]) for row in data["rows"]]
         intro = words.replay_intro(data["steps"])
         numbers = table((words.REPLAY_CHANGE, data["measure"]), rows, intro, numbers=(1,))
-        chart = f"<p>{t(intro)}</p>" + figure("replays", words.replay_text(rows, data["measure"]))
+        chart = f"<p>{t(intro)}</p>" + figure("replays", words.replay_text(rows, data["measure"]), axis=data["measure"])
         content += numbers if static else chart + fold(words.SAME_TABLE, numbers)
     return _section("why", content)
 
@@ -169,14 +173,15 @@ def _diagnosis(report: Report, diagnosis: Diagnosis) -> str:
     because = "".join(f"<li>{t(sentence)}</li>" for sentence in diagnosis.because)
     lines = "".join(f"<li>{t(line)}</li>" for line in symptom_lines(report, diagnosis.symptoms))
     numbers = [
-        (words.KINDS[s.kind], s.site or words.WHOLE_RUN, words.evidence_name(name), words.number(value, 3))
+        (words.KINDS[s.kind], s.site or words.WHOLE_RUN, words.evidence_name(name), numerals.number(value, 3))
         for s in diagnosis.symptoms
         for name, value in s.evidence.items()
     ]
     evidence = table(words.EVIDENCE_COLUMNS, numbers, words.EVIDENCE, numbers=(3,)) if numbers else ""
     mark = t(words.SEVERITY_MARKS[diagnosis.severity])
     return (
-        f'<article class="diagnosis {diagnosis.severity}"><h3><span class="badge"><span aria-hidden="true">{mark}</span> '
+        f'<article class="diagnosis {diagnosis.severity}"><h3>'
+        f'<span class="badge"><span aria-hidden="true">{mark}</span> '
         f"{t(words.SEVERITIES[diagnosis.severity])}</span> {t(words.sentence_case(words.title(diagnosis)))} "
         f'<span class="since">{t(words.since(diagnosis.since))}</span></h3><ul>{because}{lines}</ul>'
         + (fold(words.EVIDENCE, evidence) if evidence else "")
@@ -184,7 +189,7 @@ def _diagnosis(report: Report, diagnosis: Diagnosis) -> str:
     )
 
 
-# Loss and gradients over the run --------------------------------------------------------------------------------------------
+# Loss and gradients over the run --------------------------------------------------------------------------------------
 
 
 def _course(report: Report) -> str:
@@ -193,7 +198,7 @@ def _course(report: Report) -> str:
     if loss is not None:
         points = loss["points"]
         picks = [points[round(i * (len(points) - 1) / 9)] for i in range(10)] if len(points) > 10 else points
-        rows = [(f"{p[0]:.0f}", words.number(p[1], 3)) for p in picks]
+        rows = [(f"{p[0]:.0f}", numerals.number(p[1], 3)) for p in picks]
         label = words.loss_text(points[0][1], points[-1][1], loss["broken"])
         content += f'<div class="chart"><h3>{t(words.LOSS)}</h3>' + figure("loss", label)
         content += (
@@ -207,7 +212,7 @@ def _course(report: Report) -> str:
             (
                 layer,
                 *(
-                    words.number(float(v)) if (v := norms.get((layer, w))) is not None else ""
+                    numerals.number(float(v)) if (v := norms.get((layer, w))) is not None else ""
                     for w in range(len(data["steps"]))
                 ),
             )
@@ -219,11 +224,11 @@ def _course(report: Report) -> str:
     return _section("course", f'<div class="pair">{content}</div>' if content else "")
 
 
-# What helps -----------------------------------------------------------------------------------------------------------------
+# What helps -----------------------------------------------------------------------------------------------------------
 
 
 def _helps(trial: Trial, static: bool) -> str:
-    points = words.in_points(trial.score, [s for arm in trial.arms for s in arm.scores])
+    points = numerals.in_points(trial.score, [s for arm in trial.arms for s in arm.scores])
     rows = [_arm(trial, arm, 100.0 if points else 1.0) for arm in trial.arms]
     head = (*words.ARM_COLUMNS[:3], ill_share(trial, trial.control)[0], *words.ARM_COLUMNS[3:])
     numbers = table(head, rows, words.sentence_case(words.difference_means(trial, points)), numbers=(2, 3, 4, 5))
@@ -232,7 +237,11 @@ def _helps(trial: Trial, static: bool) -> str:
     if static or data is None:
         content += numbers
     else:
-        content += figure("trial", words.trial_text(data["rows"])) + _out(trial) + fold(words.SAME_TABLE, numbers)
+        content += (
+            figure("trial", words.trial_text(data["rows"]), axis=data["axis"])
+            + _out(trial)
+            + fold(words.SAME_TABLE, numbers)
+        )
     return _section("helps", content)
 
 
@@ -251,13 +260,13 @@ def _arm(trial: Trial, arm: Arm, scale: float) -> Sequence[str]:
     elif arm.failure:
         verdict = words.NOT_TRIED
     else:
-        verdict = f"{words.VERDICT_MARKS[arm.verdict]} {words.VERDICTS[arm.verdict]}"
-    share = "" if arm.failure else words.percent(ill_share(trial, arm)[1])
-    cost = (words.ratio(arm.cost.time), words.ratio(arm.cost.parameters)) if arm.cost else ("", "")
+        verdict = f"{words.VERDICT_MARKS[arm.verdict]} {words.VERDICTS[arm.verdict]}".replace(" ", "\u00a0")
+    share = "" if arm.failure else numerals.percent(ill_share(trial, arm)[1])
+    cost = (numerals.ratio(arm.cost.time), numerals.ratio(arm.cost.parameters)) if arm.cost else ("", "")
     return (
         words.remedy(arm.name),
         verdict,
-        words.difference(arm.difference, scale),
+        numerals.difference(arm.difference, scale),
         share,
         *cost,
         arm.because or arm.failure,
@@ -297,7 +306,7 @@ def _healed(healed: Healed) -> str:
     return _section("healed", f"<p>{t(healed_line(healed))}</p>" + table(words.HEALED_COLUMNS, rows, words.HEALED))
 
 
-# How this was seen ------------------------------------------------------------------------------------------------------------
+# How this was seen ----------------------------------------------------------------------------------------------------
 
 
 def _how(page: Page) -> str:

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from relume.diagnosis import Diagnosis
-from relume.report import words
+from relume.report import numerals, words
 from relume.report.headline import coverage, headline, healed_line, ill_share, subtitle
-from relume.report.history import LETTERS, SiteHistory, function_name, histories
+from relume.report.history import LETTERS, SiteHistory, function_name, histories, labels
 from relume.report.results import Page, Report, Trial
 from relume.symptoms import Symptom
 from relume.verdicts import Arm
@@ -56,7 +56,7 @@ def print_rich(page: Page, console: Console | None = None) -> None:
 
 
 def _print(page: Page, console: Console, whole_headline: bool = False) -> None:
-    """Print part after part; what may not be wrapped (code, for one, would no longer be copied whole) says so itself."""
+    """Print part after part; what may not be wrapped says so itself: code must be copied whole."""
     for part in _parts(page, console.width, whole_headline):
         console.print(part, highlight=False, soft_wrap=isinstance(part, Text) and bool(part.no_wrap))
 
@@ -89,7 +89,7 @@ def _clean(text: str) -> str:
     return "".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in text)
 
 
-# Diagnoses -------------------------------------------------------------------------------------------------------------
+# Diagnoses ------------------------------------------------------------------------------------------------------------
 
 
 def _diagnosis(report: Report, diagnosis: Diagnosis) -> Iterator[RenderableType]:
@@ -119,20 +119,21 @@ def _item(sentence: str) -> RenderableType:
 def symptom_lines(report: Report, symptoms: Sequence[Symptom]) -> list[str]:
     """The symptoms of a diagnosis, one line a kind, the worst site first."""
     sizes = {site.name: site.units for site in report.recording.sites}
-    groups: defaultdict[str, list[Symptom]] = defaultdict(list)
+    names = labels(report.recording)
+    groups: defaultdict[tuple[str, bool], list[Symptom]] = defaultdict(list)
     for symptom in symptoms:
-        groups[symptom.kind].append(symptom)
+        groups[symptom.kind, symptom.born].append(symptom)
     lines = []
-    for kind, group in groups.items():
+    for (kind, born), group in groups.items():
         placed = sorted((s for s in group if s.site), key=lambda s: -s.share)
-        places = [words.place(s, sizes.get(s.site, 0)) for s in placed]
+        places = [words.place(s, names.get(s.site, s.site), sizes.get(s.site, 0)) for s in placed]
         rest = "" if len(places) <= 6 else f"; and {len(places) - 6} more sites"
-        since = words.since(min(s.since for s in group), born=all(s.born for s in group))
-        lines.append(f"{words.KINDS[kind]} {since}" + (f": {'; '.join(places[:6])}{rest}" if places else ""))
-    return [line[:1].upper() + line[1:] for line in lines]
+        head = words.symptom_head(kind, min(s.since for s in group), born)
+        lines.append(head + (f": {'; '.join(places[:6])}{rest}" if places else ""))
+    return lines
 
 
-# Sites -----------------------------------------------------------------------------------------------------------------
+# Sites ----------------------------------------------------------------------------------------------------------------
 
 
 def _sites(report: Report, width: int) -> Iterator[RenderableType]:
@@ -162,7 +163,7 @@ def _sites(report: Report, width: int) -> Iterator[RenderableType]:
             _strip(history, strip),
             Text(f"{history.dead}/{site.units}", style="bold" if history.dead else "dim"),
             Text(f"{history.count(LETTERS.index('p'))}/{site.units}"),
-            *([Text("-" if history.gradient is None else words.number(history.gradient))] if wide else []),
+            *([Text("-" if history.gradient is None else numerals.number(history.gradient))] if wide else []),
         ]
         table.add_row(*row)
     yield table
@@ -170,7 +171,7 @@ def _sites(report: Report, width: int) -> Iterator[RenderableType]:
         hidden = [h for h in every if h not in shown]
         ill = sum(h.ill for h in hidden)
         yield Text(
-            f"{len(hidden)} more sites, {'all alive' if not ill else words.count(ill, 'ill unit')}.", style="dim"
+            f"{len(hidden)} more sites, {'all alive' if not ill else numerals.count(ill, 'ill unit')}.", style="dim"
         )
     yield _legend(every)
 
@@ -202,12 +203,12 @@ def _legend(shown: Sequence[SiteHistory]) -> Text:
     return text
 
 
-# Trial -----------------------------------------------------------------------------------------------------------------
+# Trial ----------------------------------------------------------------------------------------------------------------
 
 
 def _trial(trial: Trial, width: int) -> Iterator[RenderableType]:
     yield Text.assemble(("Trial", "bold"), (f": {words.trial_terms(trial)}", "dim"))
-    points = words.in_points(trial.score, [s for arm in trial.arms for s in arm.scores])
+    points = numerals.in_points(trial.score, [s for arm in trial.arms for s in arm.scores])
     wide = width >= NARROW
     name = ill_share(trial, trial.control)[0]
     table = Table(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1))
@@ -241,14 +242,16 @@ def _arm(trial: Trial, arm: Arm, scale: float, wide: bool) -> list[Text]:
     else:
         verdict = Text(f"{words.VERDICT_MARKS[arm.verdict]} {words.VERDICTS[arm.verdict]}", VERDICT_STYLES[arm.verdict])
     diverged = sum(score is None for score in arm.scores)
-    change = words.difference(arm.difference, scale)
+    change = numerals.difference(arm.difference, scale)
     if not change:
         change = f"diverged in {diverged} of {len(arm.scores)}" if diverged else "-"
     elif diverged:
         change += f", {diverged} diverged"
-    row = [name, verdict, Text(change), Text(words.percent(ill_share(trial, arm)[1]))]
+    row = [name, verdict, Text(change), Text(numerals.percent(ill_share(trial, arm)[1]))]
     if wide:
         row += (
-            [Text(words.ratio(arm.cost.time)), Text(words.ratio(arm.cost.parameters))] if arm.cost else [Text("-")] * 2
+            [Text(numerals.ratio(arm.cost.time)), Text(numerals.ratio(arm.cost.parameters))]
+            if arm.cost
+            else [Text("-")] * 2
         )
     return row

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from relume.diagnosis import Diagnosis
-from relume.report.history import NEVER, SiteHistory, function_name
 from relume.recording import Recording
+from relume.report.history import NEVER, SiteHistory, function_name
+from relume.report.numerals import count, fine_percent, number, seconds
 from relume.report.results import Report, Trial
 from relume.symptoms import Symptom
-from relume.verdicts import Arm, Difference
+from relume.verdicts import Arm
 
 KINDS = {
     "dead": "dead",
@@ -99,91 +99,7 @@ STATES_LONG = {
 STATE_SIGNS = {"a": "o", "s": ".", "p": "~", "x": "x", "e": "!", "-": " "}
 
 
-# Numbers -------------------------------------------------------------------------------------------------------------
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A number with as many digits as it deserves, and words for what is none."""
-    if value is None:
-        return "none"
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "infinite" if value > 0 else "minus infinite"
-    if value == 0:
-        return "0"
-    if abs(value) >= 10 ** max(digits, 4):
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        return f"{value:,.0f}" if abs(value) < 1e6 else f"{mantissa}e{int(exponent)}"
-    if abs(value) < 1e-3:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    text = f"{value:.{decimals}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def percent(share: float) -> str:
-    """A share as a whole per cent; never 0 or 100 where it is not."""
-    if not math.isfinite(share):
-        return number(share)
-    if 0 < share < 0.005:
-        return "under 1 %"
-    if 0.995 < share < 1:
-        return "over 99 %"
-    return f"{100 * share:.0f} %"
-
-
-def count(n: int, noun: str) -> str:
-    """ "1 unit", "2 units", "no unit"."""
-    if n == 0:
-        return f"no {noun}"
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
-def seconds(value: float) -> str:
-    """A duration: "12 s", "3 min", "2.5 h"."""
-    if value < 100:
-        return f"{number(value, 2)} s"
-    return f"{value / 60:.0f} min" if value < 6000 else f"{number(value / 3600)} h"
-
-
-def signed(value: float, decimals: int) -> str:
-    """A difference with its sign: "+3.3"."""
-    text = f"{value:+.{decimals}f}"
-    return text[1:] if float(text) == 0 else text
-
-
-def decimals_of(difference: Difference) -> int:
-    """Decimals that the width of the interval leaves meaning to."""
-    width = (difference.high - difference.low) / 2
-    if not math.isfinite(width) or width <= 0:
-        width = abs(difference.mean)
-    return max(0, min(6, 1 - math.floor(math.log10(width)))) if width > 0 and math.isfinite(width) else 0
-
-
-def in_points(score: str, scores: Sequence[float | None]) -> bool:
-    """Whether scores are shares that people read as points of 100, such as an accuracy."""
-    known = [s for s in scores if s is not None]
-    return "accuracy" in score.lower() and all(0 <= s <= 1 for s in known)
-
-
-def difference(value: Difference | None, scale: float = 1.0) -> str:
-    """ "+3.3 (1.2 to 5.4)": the mean and its 95 % interval."""
-    if value is None:
-        return ""
-    scaled = Difference(mean=scale * value.mean, low=scale * value.low, high=scale * value.high)
-    decimals = decimals_of(scaled)
-    low, high = (number(v) if not math.isfinite(v) else f"{v:.{decimals}f}" for v in (scaled.low, scaled.high))
-    return f"{signed(scaled.mean, decimals)} ({low} to {high})"
-
-
-def ratio(value: float) -> str:
-    """A cost beside the control: "same", "1.3x"."""
-    return "same" if abs(value - 1) < 0.05 else f"{number(value)}x"
-
-
-# Names ---------------------------------------------------------------------------------------------------------------
+# Names ----------------------------------------------------------------------------------------------------------------
 
 
 def remedy(name: str) -> str:
@@ -208,7 +124,7 @@ def evidence_name(name: str) -> str:
     return name.replace("_", " ")
 
 
-# What dead means -----------------------------------------------------------------------------------------------------
+# What dead means ------------------------------------------------------------------------------------------------------
 
 
 def dead_means(samples: int) -> str:
@@ -222,7 +138,7 @@ def dead_means(samples: int) -> str:
     )
 
 
-# Sentences -----------------------------------------------------------------------------------------------------------
+# Sentences ------------------------------------------------------------------------------------------------------------
 
 
 def since(step: int, born: bool = False) -> str:
@@ -240,11 +156,18 @@ def title(diagnosis: Diagnosis) -> str:
     return joined(kinds) if diagnosis.severity == "note" else f"{joined(kinds)}, {CAUSES['unknown']}"
 
 
-def place(symptom: Symptom, units: int) -> str:
+def symptom_head(kind: str, step: int, born: bool) -> str:
+    """A symptom and from when on it holds."""
+    if kind == "dead":
+        return "Born dead" if born else f"Died, the first at step {step:,}"
+    return sentence_case(f"{KINDS[kind]} {since(step, born)}")
+
+
+def place(symptom: Symptom, label: str, units: int) -> str:
     """Where a symptom sits, and on how many units."""
     if symptom.units and units:
-        return f"{symptom.site} {len(symptom.units):,} of {units:,}"
-    return symptom.site
+        return f"{label} {len(symptom.units):,} of {units:,}"
+    return label
 
 
 def trial_terms(trial: Trial) -> str:
@@ -264,7 +187,7 @@ def difference_means(trial: Trial, points: bool) -> str:
     return f"difference: {trial.score or 'score'}{', points' if points else ''}, to {remedy(trial.control.name)}"
 
 
-# Charts --------------------------------------------------------------------------------------------------------------
+# Charts ---------------------------------------------------------------------------------------------------------------
 
 CHART = {
     "step": "step",
@@ -275,6 +198,7 @@ CHART = {
     "broken": "not finite",
     "loss": "loss",
     "at": "step",
+    "start": "start",
     "copy": "Copy",
     "copied": "Copied",
 }
@@ -290,7 +214,9 @@ def map_text(history: SiteHistory) -> str:
         if steps.size
         else ""
     )
-    return f"{site.layer}, {function_name(site.activation)}: {history.dead:,} of {site.units:,} units dead{born}{when}."
+    return (
+        f"{history.label}, {function_name(site.activation)}: {history.dead:,} of {site.units:,} units dead{born}{when}."
+    )
 
 
 def difference_axis(trial: Trial, points: bool) -> str:
@@ -298,7 +224,7 @@ def difference_axis(trial: Trial, points: bool) -> str:
     return f"difference in {trial.score or 'score'} to {remedy(trial.control.name)}{', points' if points else ''}"
 
 
-# The page ------------------------------------------------------------------------------------------------------------
+# The page -------------------------------------------------------------------------------------------------------------
 
 LANGUAGE = "en"
 HEADINGS = {
@@ -351,11 +277,6 @@ def watched(seen: int, every: int) -> str:
     return f"{seen} of {every} activation {'call' if every == 1 else 'calls'} watched"
 
 
-def fine_percent(share: float) -> str:
-    """A small share with one decimal: "0.6 %"."""
-    return f"{number(100 * share, 1 if share < 0.01 else 2)} %"
-
-
 def as_table(sites: int) -> str:
     """What opens the table of sites."""
     return f"{'The site' if sites == 1 else f'All {sites} sites'} as a table"
@@ -384,7 +305,10 @@ def first_death(history: SiteHistory) -> str:
 
 def replay_intro(steps: int) -> str:
     """What the replays are."""
-    return f"The same {count(steps, 'step')} were replayed on a copy with one thing changed. The shorter the bar, the closer to the cause."
+    return (
+        f"The same {count(steps, 'step')} were replayed on a copy with one thing changed. "
+        "The shorter the bar, the closer to the cause."
+    )
 
 
 def replay_text(rows: Sequence[tuple[str, str]], measure: str) -> str:
@@ -410,9 +334,9 @@ def gradient_text(data: Mapping[str, Any]) -> str:
 def trial_intro(trial: Trial) -> str:
     """What a trial is, above its chart."""
     seeds = count(len(trial.seeds), "seed")
+    control = "the untreated network" if trial.control.name == "untreated" else remedy(trial.control.name)
     return (
-        f"Every arm was trained beside {'the untreated network' if trial.control.name == 'untreated' else remedy(trial.control.name)} "
-        f"on the same batches, {seeds}, {count(trial.steps, 'step')}. "
+        f"Every arm was trained beside {control} on the same batches, {seeds}, {count(trial.steps, 'step')}. "
         "Small dots are seeds; lines are 95 % intervals of the mean difference."
     )
 

@@ -27,7 +27,15 @@
   const widest = (texts) => Math.max(0, ...texts.map(textWidth));
 
   // A value axis has few ticks where there is little room.
-  const ticks = (width) => Math.max(2, Math.min(9, Math.floor(width / 80)));
+  const ticks = (width) => Math.max(2, Math.min(8, Math.floor(width / 90)));
+
+  // Powers of ten where there are some, and what lies between them where there are not.
+  function logTicks(low, high) {
+    const tens = d3.range(Math.ceil(Math.log10(low)), Math.floor(Math.log10(high)) + 1);
+    if (tens.length > 1) return tens.filter((_, i) => i % Math.ceil(tens.length / 6) === 0).map((n) => 10 ** n);
+    return d3.scaleLog([low, high], [0, 1]).ticks(4).filter((v) => /^[1235]/.test(v.toExponential()));
+  }
+  const short = (v) => (v === 0 || (Math.abs(v) >= 1e-3 && Math.abs(v) < 1e4) ? d3.format("~g")(v) : d3.format(".0e")(v).replace("e+", "e")).replace("-", "−");
 
   // One unit map: a path per state, from run-length coded rows.
   function unitMap(d, width) {
@@ -83,45 +91,60 @@
     const named = names.length === d.layers && widest(names) + 14 < (width - left) / names.length;
     const span = Math.max(1.5, d.high / d.low);
     const floor = d.low / span ** 0.12, roof = d.high * span ** 0.12;
-    const shown = d.points.map((p) => ({ ...p, y: finite(p.norm) ? Math.max(p.norm, floor) : roof }));
-    const lines = d.steps.map((step, when) => ({ step, when, points: shown.filter((p) => p.when === when) }));
+    const shown = d.points.map((p) => ({ ...p, odd: !finite(p.norm) || p.norm === 0, y: finite(p.norm) ? Math.max(p.norm, floor) : roof }));
+    const lines = d.steps.map((step, when) => ({ step, when, points: shown.filter((p) => p.when === when && !p.odd) }));
     const few = names.length <= 24;
     const paint = (when) => (when === d.steps.length - 1 ? "var(--eased)" : "var(--plain)");
-    const odd = shown.filter((p) => !finite(p.norm) || p.norm === 0);
+    const odd = shown.filter((p) => p.odd);
+    const what = (p) => (finite(p.norm) ? W.zero : W.broken);
+    const firsts = odd.filter((p, i) => odd.findIndex((q) => what(q) === what(p)) === i);
+    const atTicks = logTicks(floor, roof);
     return Plot.plot({
       width, height: 250, style, marginLeft: left, marginRight: 18, marginTop: 34, marginBottom: 40,
       x: { type: "linear", domain: [0.6, d.layers + 0.4], label: null },
       y: { type: "log", domain: [floor, roof], label: W.gradient, grid: false },
       marks: [
-        Plot.gridY({ stroke: grid, strokeOpacity: 1, ticks: 4 }),
-        Plot.axisY({ ticks: 4, tickSize: 0, label: W.gradient, tickFormat: (v) => (v >= 1e-3 && v < 1e4 ? d3.format("~g")(v) : d3.format(".0e")(v).replace("e+", "e").replace("e-", "e−")) }),
+        Plot.gridY(atTicks, { stroke: grid, strokeOpacity: 1 }),
+        Plot.axisY(atTicks, { tickSize: 0, label: W.gradient, tickFormat: short }),
         Plot.axisX(d3.range(1, d.layers + 1).filter((i) => d.layers <= 12 || i === 1 || i % Math.ceil(d.layers / 10) === 0), {
           tickFormat: (i) => (named ? byName.get(i) : String(i)), tickSize: 3, label: W.depth, labelAnchor: "center", labelArrow: "right", labelOffset: 36,
         }),
         lines.map((line) => [
           Plot.line(line.points, { x: "depth", y: "y", stroke: paint(line.when), strokeWidth: 1.8, strokeDasharray: line.when || lines.length === 1 ? null : "4 3" }),
-          few ? Plot.dot(line.points, { x: "depth", y: "y", r: 3.2, stroke: paint(line.when), fill: line.when ? paint(line.when) : "var(--paper)" }) : null,
+          few ? Plot.dot(line.points, { x: "depth", y: "y", r: 3.2, stroke: paint(line.when), fill: line.when || lines.length === 1 ? paint(line.when) : "var(--paper)" }) : null,
         ]),
-        Plot.text(odd, { x: "depth", y: "y", text: (p) => (finite(p.norm) ? "×" : "!"), fill: "var(--bad)", fontWeight: 700, fontSize: 15, dy: (p) => 0 }),
-        Plot.text(key(lines.map((line) => `${W.at} ${whole(line.step)}`), width), { frameAnchor: "top-right", text: () => "" }),
+        Plot.text(odd, { x: "depth", y: "y", text: (p) => (finite(p.norm) ? "×" : "!"), fill: "var(--bad)", fontWeight: 700, fontSize: 15 }),
+        Plot.text(firsts, { x: "depth", y: "y", text: what, fill: "var(--bad)", textAnchor: "start", dx: 9 }),
+        keys(lines),
       ],
     });
   }
 
-  const key = (texts) => texts;
+  // Which line is which, above the chart at its right: as the lines are drawn, so that it can be told without colour.
+  function keys(lines) {
+    let right = 0;
+    return [...lines].reverse().map(({ step, when }) => {
+      const last = when === lines.length - 1;
+      const text = `${last ? "●" : "○"} ${W.at} ${whole(step)}`;
+      const mark = Plot.text([text], { frameAnchor: "top-right", textAnchor: "end", dy: -28, dx: -right, fill: last ? "var(--eased)" : "var(--plain)" });
+      right += textWidth(text) + 18;
+      return mark;
+    });
+  }
 
   function loss(d, width) {
     const points = d.points.map(([step, mean, low, high]) => ({ step, mean, low, high }));
     const rules = d.marks.concat(d.broken === null || d.marks.some((m) => m.step === d.broken) ? [] : [{ step: d.broken, label: W.broken }]);
     const room = rules.length ? 14 * rules.length + 20 : 20;
+    const atTicks = d.log ? [logTicks(d3.min(points, (p) => p.low), d3.max(points, (p) => p.high))] : [];
     const band = points.some((p) => p.high > p.low);
     return Plot.plot({
-      width, height: 216 + room, style, marginLeft: 48, marginRight: 18, marginTop: room + 14, marginBottom: 40,
+      width, height: Math.max(250, 200 + room), style, marginLeft: 48, marginRight: 18, marginTop: room + 14, marginBottom: 40,
       x: { domain: [0, d.steps], label: null },
       y: { type: d.log ? "log" : "linear", zero: !d.log, nice: !d.log, label: W.loss },
       marks: [
-        Plot.gridY({ stroke: grid, strokeOpacity: 1, ticks: 5 }),
-        Plot.axisY({ ticks: d.log ? 4 : 5, tickSize: 0, label: W.loss }),
+        Plot.gridY(...atTicks, { stroke: grid, strokeOpacity: 1, ticks: 5 }),
+        Plot.axisY(...atTicks, { ticks: 5, tickSize: 0, tickFormat: short, label: W.loss }),
         Plot.axisX({ ticks: ticks(width - 60), tickSize: 3, tickFormat: whole, label: W.step, labelAnchor: "center", labelOffset: 36 }),
         band ? Plot.areaY(points, { x: "step", y1: "low", y2: "high", fill: "var(--eased)", fillOpacity: 0.2 }) : null,
         Plot.line(points, { x: "step", y: "mean", stroke: "var(--eased)", strokeWidth: 1.6 }),
@@ -142,7 +165,8 @@
     return {
       above,
       rowHeight: above ? 46 : 31,
-      left: above ? 6 : Math.min(widest(names) + 18, width * 0.36),
+      room: above ? width - 12 : width * 0.36,
+      left: above ? 14 : Math.min(widest(names) + 18, width * 0.36),
       right: above ? 16 : labels.length ? widest(labels) + 26 : 54,
     };
   }
@@ -152,13 +176,13 @@
     const shown = d.rows.map((r, i) => ({ ...r, i, value: finite(r.burden) ? r.burden : 0 }));
     const fill = (r) => (r.role === "cause" ? "var(--alive)" : r.role === "control" ? "var(--dead-mark)" : "var(--bar)");
     return Plot.plot({
-      width, height: shown.length * at.rowHeight + 48, style,
-      marginLeft: at.left, marginRight: 54, marginTop: at.above ? 18 : 4, marginBottom: 44,
+      width, height: shown.length * at.rowHeight + (at.above ? 42 : 28), style,
+      marginLeft: at.left, marginRight: 54, marginTop: at.above ? 18 : 4, marginBottom: 24,
       x: { domain: [0, Math.max(0.05, d3.max(shown, (r) => r.value))], nice: true, label: null },
       y: { type: "band", domain: d3.range(shown.length), padding: at.above ? 0.62 : 0.34, label: null, axis: null },
       marks: [
         Plot.gridX({ stroke: grid, strokeOpacity: 1, ticks: ticks(width) }),
-        Plot.axisX({ ticks: ticks(width), tickFormat: (v) => `${Math.round(100 * v)} %`, tickSize: 0, label: d.measure, labelAnchor: "center", labelArrow: "right", labelOffset: 38 }),
+        Plot.axisX({ ticks: ticks(width), tickFormat: (v) => `${Math.round(100 * v)} %`, tickSize: 0, label: null }),
         Plot.barX(shown, { x: "value", y: "i", fill, rx2: 3 }),
         Plot.text(shown, { x: "value", y: "i", text: "share", dx: 7, textAnchor: "start", fill: "var(--ink)", fontWeight: (r) => (r.role === "cause" ? 700 : 400) }),
         names(shown, (r) => r.change, (r) => r.role === "cause", at),
@@ -172,8 +196,8 @@
     return [true, false].map((bold) =>
       Plot.text(rows.filter((r) => Boolean(strong(r)) === bold), {
         y: "i", text, frameAnchor: "left", textAnchor: at.above ? "start" : "end", fill: "var(--ink)",
-        dx: at.above ? 0 : -10, dy: at.above ? -17 : 0, fontWeight: bold ? 700 : 400,
-        lineWidth: at.above ? undefined : at.left / 12, textOverflow: at.above ? undefined : "ellipsis-end",
+        dx: at.above ? 2 : -10, dy: at.above ? -17 : 0, fontWeight: bold ? 700 : 400,
+        lineWidth: at.room / 13, textOverflow: "ellipsis-end", stroke: "var(--paper)", strokeWidth: 5,
       }),
     );
   }
@@ -196,13 +220,13 @@
     const open = (r) => r.verdict === "unproven" || r.verdict === "no_effect";
     const above = at.above ? names(rows, (r) => `${r.name}: ${label(r)}`, (r) => r.winner, at) : names(rows, (r) => r.name, (r) => r.winner, at);
     return Plot.plot({
-      width, height: rows.length * at.rowHeight + 56, style,
-      marginLeft: at.left, marginRight: at.right, marginTop: at.above ? 18 : 6, marginBottom: 46,
+      width, height: rows.length * at.rowHeight + (at.above ? 44 : 32), style,
+      marginLeft: at.left, marginRight: at.right, marginTop: at.above ? 18 : 6, marginBottom: 26,
       x: { domain: [low, high], label: null },
       y: { type: "point", domain: d3.range(rows.length), padding: 0.5, label: null, axis: null },
       marks: [
         Plot.gridX({ stroke: grid, strokeOpacity: 1, ticks: ticks(width - at.left - at.right) }),
-        Plot.axisX({ ticks: ticks(width - at.left - at.right), tickSize: 0, tickFormat: (v) => d3.format("+~r")(v).replace("+0", "0"), label: d.axis, labelAnchor: "center", labelArrow: "right", labelOffset: 40 }),
+        Plot.axisX({ ticks: ticks(width - at.left - at.right), tickSize: 0, tickFormat: (v) => d3.format("+~r")(v).replace("+0", "0"), label: null }),
         Plot.ruleX([0], { stroke: "var(--soft)", strokeWidth: 1.2 }),
         Plot.ruleY(rows, { y: "i", x1: (r) => hold(r.low), x2: (r) => hold(r.high), stroke: paint, strokeWidth: 2.4, strokeLinecap: "round" }),
         Plot.dot(dots, { x: "v", y: "i", r: 3, stroke: paint, strokeWidth: 1.3, fill: "var(--paper)", fillOpacity: 0.6 }),
@@ -240,15 +264,18 @@
     watcher.observe(figure);
   }
 
-  // On paper nothing can be unfolded.
+  // On paper nothing can be unfolded, and a chart drawn for a wide screen would have tiny letters.
+  const PAPER = { map: 212, loss: 330, gradients: 330, replays: 680, trial: 680 };
   let unfolded = [];
   addEventListener("beforeprint", () => {
-    unfolded = [...document.querySelectorAll("details:not([open])")];
+    unfolded = [...document.querySelectorAll("details:not([open], .many)")];
     for (const details of unfolded) details.open = true;
-    for (const figure of document.querySelectorAll("figure[data-chart]")) draw(figure, Math.floor(figure.getBoundingClientRect().width));
+    watcher.disconnect();
+    for (const figure of document.querySelectorAll("figure[data-chart]")) draw(figure, PAPER[figure.dataset.chart]);
   });
   addEventListener("afterprint", () => {
     for (const details of unfolded) details.open = false;
+    for (const figure of document.querySelectorAll("figure[data-chart]")) watcher.observe(figure);
   });
 
   for (const block of document.querySelectorAll(".code")) {
