@@ -13,9 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from relume.activations import ACTIVATIONS
 from relume.nn import module as catalogue_module
-from relume.sites import Trace, undisturbed
+from relume.nn import resolve
+from relume.recording import Site
+from relume.sites import NOT_SITES, Call, Trace, undisturbed
 from relume.surgery import KEEPS_FUNCTION
 from relume.wiring import Place, Wiring, follow, output_change, outputs, run
 
@@ -35,7 +39,7 @@ class Refusal(Exception):
     """Why one place cannot be grafted; it becomes a sentence in the report, or a RemedyError when nothing is left."""
 
 
-# forwards whose calls became modules --------------------------------------------------------------------------------------
+# forwards whose calls became modules --------------------------------------------------------------------------------
 
 
 class Rewritten:
@@ -222,7 +226,7 @@ def _edit(graph: fx.Graph, node: fx.Node, name: str, before: bool, in_place: boo
         user.replace_input_with(x, node if before else new)
 
 
-# grafting ---------------------------------------------------------------------------------------------------------------
+# grafting -----------------------------------------------------------------------------------------------------------
 
 
 class _Repeat(nn.Module):
@@ -303,7 +307,13 @@ def _moved(trial: nn.Module, inputs: Any, expected: Mapping[bool, list[Tensor] |
 
 
 def _guilty(
-    model: nn.Module, inputs: Any, grafts: Sequence[Graft], same: Maker, before: bool, separate: bool, forced: set[int],
+    model: nn.Module,
+    inputs: Any,
+    grafts: Sequence[Graft],
+    same: Maker,
+    before: bool,
+    separate: bool,
+    forced: set[int],
     expected: Any,
 ) -> set[int]:
     """The calls whose rehearsal, each on its own, moves the output; all of them where none does so alone."""
@@ -345,14 +355,16 @@ def _graft(
         if together and place.own and path and index not in forced:
             module = make([places[i] for i in group])
             new = _before(module, owner) if before else module
-            _set_everywhere(model, owner, new)
+            put_everywhere(model, owner, new)
             grafts.append(Graft(path=f"{path}.norm" if before else path, module=module, calls=tuple(group)))
         elif together and attribute and index not in forced:
             module = make([places[i] for i in group])
             new = _before(module, function_module(place)) if before else module
             setattr(owner, attribute, new.train(owner.training))
             if hasattr(owner, "activation_relu_or_gelu"):
-                owner.activation_relu_or_gelu = 0  # else torch's fused kernel would go on applying the old function
+                owner.__dict__["activation_relu_or_gelu"] = (
+                    0  # else torch's fused kernel would go on applying the old function
+                )
             name = f"{path}.{attribute}".lstrip(".") + (".norm" if before else "")
             grafts.append(Graft(path=name, module=module, calls=tuple(group)))
         else:
@@ -406,7 +418,7 @@ def _rewrite_calls(
 
 
 def _free_name(owner: nn.Module, site: str, taken: set[str], prefix: str) -> str:
-    base = prefix + site.rsplit(".", 1)[-1].split("#")[0]
+    base = prefix + site.rsplit(".", 1)[-1].split("#", maxsplit=1)[0]
     base = base if base.isidentifier() else f"act{base}"
     name, number = base, 2
     while hasattr(owner, name) or name in taken:
@@ -426,7 +438,7 @@ def _before(module: nn.Module, activation: nn.Module) -> nn.Sequential:
     return new.train(activation.training)
 
 
-def _set_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+def put_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put `new` under every name under which `old` is registered."""
     new.train(old.training)
     for parent in list(model.modules()):
@@ -435,6 +447,63 @@ def _set_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
         for name, child in list(parent._modules.items()):
             if child is old:
                 parent._modules[name] = new
+
+
+def standing_activations(model: nn.Module) -> list[Place]:
+    """Activation modules in the order of registration, for a model that cannot be run.
+
+    A module's units are those of the linear, convolutional or normalising layer registered before it in the same
+    container; after a linear layer their axis is not certain, so the shape is left empty.
+    """
+    kinds = {}
+    for row in ACTIVATIONS.values():
+        if row.name not in NOT_SITES:
+            kinds.setdefault(resolve(row.module), row)
+    leaves = [name for name, module in model.named_modules() if not list(module.children())]
+    parameters = {id(p): name for name, p in model.named_parameters()}
+    found: list[Place] = []
+    for path, parent in model.named_modules():
+        before: Any = None
+        for name, child in parent.named_children():
+            if isinstance(child, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, _BatchNorm)):
+                before = child
+            row = kinds.get(type(child))
+            if row is None:
+                continue
+            where = f"{path}.{name}".lstrip(".")
+            weight = getattr(before, "weight", None)
+            dims = len(before.kernel_size) if isinstance(before, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else 0
+            units = 1 if weight is None else weight.shape[0]
+            numbers = {
+                k: getattr(child, k) for k in row.parameters if isinstance(getattr(child, k, None), (int, float))
+            }
+            site = Site(
+                name=where,
+                activation=row.name,
+                parameters=numbers,
+                units=units,
+                axis=-1 - dims,
+                order=len(found),
+                weight=parameters.get(id(weight), ""),
+                normalised=isinstance(before, _BatchNorm),
+                output=where == leaves[-1],
+            )
+            found.append(
+                Place(
+                    call=Call(len(found), site),
+                    frames=((path, len(found)), (where, len(found))),
+                    own=True,
+                    shape=(1, units, *[1] * dims) if dims else (),
+                    device=weight.device if weight is not None else torch.device("cpu"),
+                    dtype=weight.dtype if weight is not None else torch.get_default_dtype(),
+                    in_place=bool(getattr(child, "inplace", False)),
+                    layer=None,
+                    func=child,
+                    args=(),
+                    kwargs={},
+                )
+            )
+    return found
 
 
 def _unshare(model: nn.Module) -> None:
@@ -467,4 +536,3 @@ def _attribute(owner: nn.Module, place: Place) -> str | None:
             if [call.site.activation for call in trace.calls] == [place.call.site.activation]:
                 found.append(name)
     return found[0] if len(found) == 1 else None
-

@@ -27,7 +27,7 @@ _OWN = {"step", "_opt_called", "state", "param_groups", "defaults", "_warned_cap
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
-# copies ---------------------------------------------------------------------------------------------------------------
+# copies -------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def _require_driven(model: nn.Module, optimizer: Optimizer, twin: nn.Module, new
                 )
 
 
-# parameters in the optimizer --------------------------------------------------------------------------------------------
+# parameters in the optimizer ----------------------------------------------------------------------------------------
 
 
 def group_of(optimizer: Optimizer, parameter: Tensor | None) -> dict[str, Any] | None:
@@ -164,7 +164,7 @@ def forget(optimizer: Optimizer | None, parameter: Tensor, dim: int = 0, index: 
                 value.index_fill_(dim, index.to(value.device), 0)
 
 
-# units ------------------------------------------------------------------------------------------------------------------
+# units --------------------------------------------------------------------------------------------------------------
 
 
 def columns_of(units: Tensor, block: int) -> Tensor:

@@ -18,9 +18,12 @@ from relume.sites import Call, Observer, Trace, undisturbed
 
 # Operations that treat every element alike: a unit stays where it is.
 _ELEMENTWISE = set(
-    "dropout dropout_ dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout contiguous clone to float double "
-    "half bfloat16 detach neg abs square sqrt exp log1p pow nan_to_num clamp clip mul div add sub true_divide mul_ div_ "
-    "add_ sub_ __mul__ __rmul__ __truediv__ __add__ __radd__ __sub__ __pow__ __neg__".split()
+    # a list of forty quoted names would be harder to read
+    """
+    dropout dropout_ dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout contiguous clone to float double
+    half bfloat16 detach neg abs square sqrt exp log1p pow nan_to_num clamp clip mul div add sub true_divide mul_ div_
+    add_ sub_ __mul__ __rmul__ __truediv__ __add__ __radd__ __sub__ __pow__ __neg__
+    """.split()  # noqa: SIM905
 )
 _RESHAPES = {"flatten", "reshape", "view", "squeeze", "unsqueeze", "reshape_as", "view_as", "unflatten", "ravel"}
 _REDUCES = {"mean", "sum", "amax", "amin"}
@@ -312,7 +315,7 @@ def all_tensors(value: Any) -> Iterator[Tensor]:
             yield from all_tensors(getattr(value, name))
 
 
-# running a network -----------------------------------------------------------------------------------------------------
+# running a network --------------------------------------------------------------------------------------------------
 
 
 def run(model: nn.Module, inputs: Any) -> Any:
@@ -322,10 +325,10 @@ def run(model: nn.Module, inputs: Any) -> Any:
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
-def follow(model: nn.Module, inputs: Any, observe: Observer | None = None) -> Wiring:
-    """Follow one forward pass in eval mode; the model is left bit-identical."""
+def follow(model: nn.Module, inputs: Any, observe: Observer | None = None, *, training: bool = False) -> Wiring:
+    """Follow one forward pass; the model is left bit-identical."""
     with undisturbed(model), torch.no_grad():
-        model.eval()
+        model.train(training)
         wiring = Wiring(model, observe)
         with wiring:
             output = run(model, inputs)
