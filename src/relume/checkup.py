@@ -8,36 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from relume.diagnosis import Coverage
-from relume.diagnosis import diagnose as name_causes
 from relume.errors import DataError
-from relume.interventions import LONGEST_REPLAY, Scene, experiments, first_batches
+from relume.interventions import LONGEST_REPLAY, Scene, first_batches, report_on
 from relume.recorder import Recorder
-from relume.recording import Recording
 from relume.report import Report
-from relume.symptoms import find
 from relume.training import Stream, Training, build, call, device_of, isolated_rng, one_thread, to_device, train
 from relume.watch import watch
 
 DIAGNOSING = 0.5  # share of the time that reading may take where reading is the purpose of the run
 CHECKED_SAMPLES = 10_000  # a check-up reads no more: the firing rate of a silent unit is then below 0.03 %
-
-
-def judge(recording: Recording, scene: Scene | None = None) -> Report:
-    """The report on a recording; with a scene to replay from, causes are tried out on copies."""
-    symptoms = find(recording)
-    replays = experiments(scene, recording, symptoms) if scene is not None else {}
-    watched = {name for reading in recording.readings for name in reading.sites}
-    return Report(
-        diagnoses=name_causes(recording, symptoms, replays),
-        coverage=Coverage(
-            sites=tuple(site.name for site in recording.sites),
-            watched=tuple(site.name for site in recording.sites if site.name in watched),
-            blind=recording.blind,
-        ),
-        recording=recording,
-        symptoms=symptoms,
-    )
 
 
 def diagnose(training: Training, steps: int | None = None, seed: int = 0, *, replays: bool = True) -> Report:
@@ -55,7 +34,7 @@ def diagnose(training: Training, steps: int | None = None, seed: int = 0, *, rep
         stream = Stream(copy.deepcopy(training.batches), seed)
         with watch(model, optimizer, budget=DIAGNOSING) as watching:
             train(training, model, optimizer, stream, steps, watch=watching)
-        return judge(watching.recording, scene_of(training, seed) if replays else None)
+        return report_on(watching.recording, scene_of(training, seed) if replays else None)
 
 
 def scene_of(training: Training, seed: int) -> Scene:
@@ -97,4 +76,4 @@ def checkup(model: nn.Module, batches: Iterable[Any], loss: Any = None) -> Repor
             break
     if not samples:
         raise DataError("batches yield nothing: a check-up needs at least one batch of inputs.")
-    return judge(recorder.recording(closing=False))
+    return report_on(recorder.recording(closing=False))

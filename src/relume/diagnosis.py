@@ -168,7 +168,8 @@ def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: 
     because: list[str] = []
     cause: Cause = "unknown"
     if proven:
-        cause = max(proven, key=lambda c: mended[c] + SPECIFIC * strength.get(c, 0.0))
+        seen = {**strength, "learning_rate_too_high": 0.0}
+        cause = max(proven, key=lambda c: mended[c] + SPECIFIC * seen.get(c, 0.0))
         rivals = [c for c in untested if strength[c] > SPECIFIC + mended[cause]]
         cause = rivals[0] if rivals else cause
     elif untested:

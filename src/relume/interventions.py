@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from relume.diagnosis import PLAIN, Experiment, burden_of, complaints, measure_of
 from relume.recorder import Recorder
 from relume.recording import Recording
+from relume.report import Report
 from relume.suspicions import Cause, sound_gain, suspicions, usual_update
 from relume.symptoms import Symptom, find
 from relume.training import call, isolated_rng, split, tensors
@@ -269,6 +270,12 @@ def scene_from(
         return fresh, again
 
     return Scene(start=start, batches=batches, loss=loss)
+
+
+def report_on(recording: Recording, scene: Scene | None = None) -> Report:
+    """The report on a recording; with a scene to replay from, causes are tried out on copies."""
+    symptoms = find(recording)
+    return Report.of(recording, experiments(scene, recording, symptoms) if scene is not None else {})
 
 
 def first_batches(stream: Iterator[Any], count: int) -> list[Batch]:

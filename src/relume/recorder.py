@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from relume.probe import Probe, flatten, initial_weights
 from relume.recording import Reading, Recording, Site
 from relume.sites import undisturbed
+from relume.targets import TargetFinder
 
 # The rule of three bounds a unit's firing rate by 3/n with 95 % confidence: 1000 silent samples say "below 0.3 %".
 ENOUGH_SAMPLES = 1000
@@ -26,11 +27,19 @@ class Recorder:
     `recording()` gives all so far, closed by a reading of the kept batches with the weights as they are now.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer | None, *, trained: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None,
+        loss: Callable[[Any, Any], Tensor] | None = None,
+        *,
+        trained: bool = True,
+    ) -> None:
         self.step = 0
         self.losses: list[float] = []
         self.readings: list[Reading] = []
         self.kept: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # arguments of forward passes, newest last
+        self.first: list[tuple[Any, Any]] = []  # (input, target) of the first steps; given the loss function
         self.note = ""
         self.sites: dict[str, Site] = {}
         self.blind: dict[str, None] = {}
@@ -41,6 +50,7 @@ class Recorder:
         self._started = time.perf_counter()
         self._pending: list[Tensor | float] = []
         self._probe: Probe | None = None
+        self._finder = TargetFinder(loss) if loss is not None else None
         self._hooks: list[Any] = []
         self._kept_samples: list[int] = []
 
@@ -50,6 +60,10 @@ class Recorder:
     def keeps_enough(self) -> bool:
         """Whether the kept batches suffice for a verdict on each unit."""
         return sum(self._kept_samples) >= ENOUGH_SAMPLES
+
+    @property
+    def _first_suffice(self) -> bool:
+        return sum(_extent(input)[0] for input, _ in self.first) >= ENOUGH_SAMPLES
 
     def arm(self, *, read: bool = True) -> None:
         """Read (or, without `read`, only keep the input of) the next training pass; nothing is left on afterwards."""
@@ -71,6 +85,8 @@ class Recorder:
                 self._probe = armed[0]
                 self._probe.trace.__exit__(None, None, None)
                 self._probe.read_output(output)
+            if armed and self._finder is not None and self.step == len(self.first) and not self._first_suffice:
+                self._finder.begin(output)
 
         self._hooks = [
             self._model.register_forward_pre_hook(begin, with_kwargs=True),
@@ -88,6 +104,8 @@ class Recorder:
         self._pending.append(loss.detach() if isinstance(loss, Tensor) else float("nan") if loss is None else loss)
         reading = None
         if self._hooks:
+            if self._finder is not None and (target := self._finder.end(loss)) is not None and self.kept:
+                self.first.append((_as_input(*self.kept[-1]), target))
             probe = self._probe
             if probe is not None and probe.trace.error is None:
                 reading = probe.reading(loss, self._optimizer)
@@ -183,6 +201,11 @@ class Recorder:
             note=self.note,
             seconds=time.perf_counter() - self._started,
         )
+
+
+def _as_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The arguments of a forward pass as `training.call` takes them."""
+    return kwargs if kwargs and not args else args
 
 
 def _random_direction(output: Any) -> Tensor:

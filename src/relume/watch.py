@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from relume.interventions import report_on, scene_from
 from relume.journal import Journal
 from relume.recorder import Recorder
 from relume.recording import Recording
@@ -22,6 +24,7 @@ log = logging.getLogger("relume")
 FIRST_STEPS = 3  # read without regard to cost: what is ill from the start shows here, and they measure the cost
 FIRST_REST = 5  # ordinary steps after them, to know what a step costs without a reading
 AIM = 0.8  # of the budget; the rest is left for the error of the cost's own measurement
+SNAPSHOT_BYTES = 256 * 2**20  # of weights kept for replays, where a loss function is given
 LONGEST_WAIT = 200  # steps between probes: a layer that dies must be seen to have died, whatever a probe costs
 
 
@@ -59,7 +62,9 @@ class watch:
         self._optimizer = optimizer
         self._loss = loss
         self._budget = budget
-        self._recorder = Recorder(model, optimizer)
+        self._recorder = Recorder(model, optimizer, loss)
+        self._start = _snapshot(model) if loss is not None and optimizer is not None else None
+        self._rates = [float(group.get("lr", 0.0)) for group in optimizer.param_groups] if optimizer else []
         self._journal = Journal(journal) if journal is not None else None
         self._written = 0
         self._finished = False
@@ -133,8 +138,6 @@ class watch:
         return self._recording(closing=not self._retired)
 
     def _recording(self, *, closing: bool) -> Recording:
-        from dataclasses import replace
-
         recording = self._recorder.recording(finished=self._finished, closing=closing)
         return replace(recording, watch_share=self._spent / max(recording.seconds, 1e-9))
 
@@ -153,10 +156,14 @@ class watch:
             self._journal = None
 
     def report(self) -> Report:
-        """What was found so far; may be asked at any time, also in mid-run."""
-        from relume.checkup import judge
+        """What was found so far; may be asked at any time, also in mid-run.
 
-        return judge(self.recording)
+        Given the loss function, the first steps are replayed on copies of the network to tell the causes apart.
+        """
+        scene = None
+        if self._start is not None and self._optimizer is not None and self._loss is not None and self._recorder.first:
+            scene = scene_from(self._model, self._optimizer, self._start, self._rates, self._recorder.first, self._loss)
+        return report_on(self.recording, scene)
 
     def _guarded(self, act: Any, *args: Any) -> None:
         """Do it; an error is logged once and the watch retires, so that the user's training goes on."""
@@ -169,3 +176,11 @@ class watch:
             self._recorder.disarm()
             self._recorder.note = f"the watch stopped at step {self._recorder.step}: {type(error).__name__}: {error}"
             log.warning("relume: %s; training goes on unwatched", self._recorder.note, exc_info=True)
+
+
+def _snapshot(model: nn.Module) -> dict[str, Tensor] | None:
+    """The network's state before training, for replays; None where it is too large to keep twice."""
+    state = model.state_dict()
+    if sum(t.numel() * t.element_size() for t in state.values() if isinstance(t, Tensor)) > SNAPSHOT_BYTES:
+        return None
+    return {name: t.detach().clone() if isinstance(t, Tensor) else t for name, t in state.items()}

@@ -1,0 +1,5 @@
+"""`python -m relume` is `relume`."""
+
+from relume.cli import main
+
+main(prog_name="relume")
