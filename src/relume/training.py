@@ -6,6 +6,7 @@ import math
 import operator
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -170,10 +171,11 @@ class Stream:
 
     def __init__(self, batches: Iterable[Any], seed: int, *, once: bool = False) -> None:
         self.index = -1  # of the batch given last, within its pass
+        self._place = -1  # of the batch read last
         self._batches = batches
         self._once = once
         self._iterator: Iterator[Any] | None = None
-        self._ahead: Any = _END
+        self._ahead = deque[tuple[int, Any]]()
         with isolated_rng():
             seed_all(seed ^ STREAM_SALT)
             self._rng = _rng_state()
@@ -182,14 +184,16 @@ class Stream:
         return self
 
     def __next__(self) -> Any:
-        batch, self._ahead = self.peek(), _END
+        self.peek(1)
+        self.index, batch = self._ahead.popleft()
         return batch
 
-    def peek(self) -> Any:
-        """The batch that comes next; it stays the next one."""
-        if self._ahead is _END:
-            self._ahead = self._read()
-        return self._ahead
+    def peek(self, count: int) -> list[Any]:
+        """The batches that come next; they stay the next ones."""
+        while len(self._ahead) < count:
+            batch = self._read()
+            self._ahead.append((self._place, batch))
+        return [batch for _, batch in list(self._ahead)[:count]]
 
     def _read(self) -> Any:
         with isolated_rng():
@@ -198,14 +202,14 @@ class Stream:
                 batch = self._next()
             except Exception as error:
                 raise DataError(
-                    f"batches failed at batch {self.index + 1}: {type(error).__name__}: {error}\n"
+                    f"batches failed at batch {self._place + 1}: {type(error).__name__}: {error}\n"
                     "The traceback above is from the data set or its loader."
                 ) from error
             finally:
                 self._rng = _rng_state()
         if batch is not _END:
             return batch
-        if self.index >= 0:
+        if self._place >= 0:
             raise StopIteration
         raise DataError(
             "batches yield nothing: iterating over them gave no batch.\n"
@@ -216,11 +220,11 @@ class Stream:
         if self._iterator is not None:
             batch = next(self._iterator, _END)
             if batch is not _END or self._once:
-                self.index += batch is not _END
+                self._place += batch is not _END
                 return batch
         self._iterator = iter(self._batches)
         batch = next(self._iterator, _END)
-        self.index = -1 if batch is _END else 0
+        self._place = -1 if batch is _END else 0
         return batch
 
 

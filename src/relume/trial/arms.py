@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from relume.recorder import Recorder
 from relume.recording import Recording
 from relume.symptoms import burden, dead_share, find, saturated_share
-from relume.training import Stream, Training, build, device_of, isolated_rng, score, split, to_device, train
+from relume.training import Stream, Training, batch_size, build, device_of, isolated_rng, score, split, to_device, train
 from relume.verdicts import Run
 
 CONTROL = "untreated"
@@ -24,8 +24,11 @@ READINGS = 24  # over a run, evenly: enough to date a symptom to 4 % of it, and 
 FIRST_READINGS = 3  # what is ill from the start shows here
 LOSSES_KEPT = 200
 
-# (model, optimizer, example input) -> the treated model, its optimizer, and what was done, by place
-Treatment = Callable[[nn.Module, Optimizer, Any], tuple[nn.Module, Optimizer, Mapping[str, str]]]
+EXAMPLES = 1000  # samples that a remedy may look at: the rule of three for a dead unit, and a mean to 3 %
+MOST_BATCHES = 32  # that they may take
+
+# (model, optimizer, batches of inputs) -> the treated model, its optimizer, and what was done, by place
+Treatment = Callable[[nn.Module, Optimizer, Sequence[Any]], tuple[nn.Module, Optimizer, Mapping[str, str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +106,11 @@ def carry_out(training: Training, steps: int, seed: int, treatment: Treatment | 
         model, optimizer = build(training, seed)
         stream = Stream(training.batches, seed)
         # the control looks ahead too: a loader with a state of its own must be asked the same in every arm
-        first = copy.deepcopy(split(stream.peek())[0])
+        inputs = first_inputs(stream, steps)
         changes: Mapping[str, str] = {}
         if treatment is not None:
             with isolated_rng():
-                model, optimizer, changes = treatment(model, optimizer, to_device(first, device_of(model)))
+                model, optimizer, changes = treatment(model, optimizer, to_device(inputs, device_of(model)))
         watch = SteadyWatch(model, optimizer, steps)
         started = time.perf_counter()
         losses = train(training, model, optimizer, stream, steps, watch=watch)
@@ -123,6 +126,13 @@ def carry_out(training: Training, steps: int, seed: int, treatment: Treatment | 
         changes=changes,
         seconds=seconds,
     )
+
+
+def first_inputs(stream: Stream, steps: int) -> list[Any]:
+    """Copies of the inputs of the first batches, about a thousand samples; the batches are still to come."""
+    size = batch_size(stream.peek(1)[0])
+    batches = stream.peek(min(steps, MOST_BATCHES, -(-EXAMPLES // max(1, size))))
+    return [copy.deepcopy(split(batch)[0]) for batch in batches]
 
 
 def summarise(trained: Trained, arm: str, seed: int, engine: str) -> Run:

@@ -80,7 +80,7 @@ def trial(
     treatments = {remedy.name: partial(apply_remedy, remedy) for remedy in chosen}
     result = run_trial(training, treatments, seed_list(seeds), steps, engine, on_progress)
     best = next((remedy for remedy in chosen if remedy.name == result.winner), None)
-    return result if best is None else replace(result, code=best.snippet)
+    return result if best is None else replace(result, code=best.code)
 
 
 def run_trial(
@@ -181,12 +181,12 @@ def suffering(control: Arm) -> str:
 # Remedies and seeds -------------------------------------------------------------------------------------------------
 
 
-def apply_remedy(remedy: Remedy, model: nn.Module, optimizer: Optimizer, example: Any) -> Any:
+def apply_remedy(remedy: Remedy, model: nn.Module, optimizer: Optimizer, inputs: Sequence[Any]) -> Any:
     """The treatment that a remedy is."""
     from relume.remedies import treat
 
-    treated = treat(model, optimizer, remedy, example_input=example)
-    return treated.model, treated.optimizer, {str(place): str(what) for place, what in dict(treated.changes).items()}
+    treated = treat(model, optimizer, remedy, batches=inputs, trained=False)
+    return treated.model, treated.optimizer, {str(place): str(what) for place, what in treated.changes.items()}
 
 
 def default_remedies(report: Report | None) -> list[str]:
