@@ -89,8 +89,8 @@ class Recorder:
                 self._finder.begin(output)
 
         self._hooks = [
-            self._model.register_forward_pre_hook(begin, with_kwargs=True),
-            self._model.register_forward_hook(end, with_kwargs=True, always_call=True),
+            self._model.register_forward_pre_hook(_Hook(begin), with_kwargs=True),
+            self._model.register_forward_hook(_Hook(end), with_kwargs=True, always_call=True),
         ]
 
     def disarm(self) -> None:
@@ -201,6 +201,20 @@ class Recorder:
             note=self.note,
             seconds=time.perf_counter() - self._started,
         )
+
+
+class _Hook:
+    """A hook that does nothing in a copy of the model, whether made by deepcopy or by pickle."""
+
+    def __init__(self, act: Callable[..., None] | None = None) -> None:
+        self._act = act
+
+    def __call__(self, *args: Any) -> None:
+        if self._act is not None:
+            self._act(*args)
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
 
 
 def _as_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -361,7 +361,7 @@ def find_sites(model: nn.Module, *inputs: Any) -> tuple[Site, ...]:
     >>> [(site.name, site.activation, site.layer, site.units) for site in find_sites(model, torch.zeros(3, 4))]
     [('1', 'relu', '0', 8)]
     """
-    with undisturbed(model), torch.no_grad(), Trace(model) as trace:
+    with undisturbed(model), Trace(model) as trace:
         model(*inputs)
     if trace.error is not None:
         raise trace.error

@@ -1,0 +1,245 @@
+"""Watching a loop changes nothing, leaves nothing on, and sees what happens."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import relume
+from relume.errors import JournalError
+from relume.journal import Journal, read_journal
+from relume.probe import Probe
+from relume.recording import Recording, from_json, to_json
+
+
+def data(samples: int = 256, features: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, features, generator=rng)
+    return x, (x[:, 0] > 0).long()
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2)
+    )
+
+
+def loop(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, watch: Any = None, seed: int = 1) -> None:
+    x, y = data()
+    torch.manual_seed(seed)
+    for _ in range(steps):
+        index = torch.randint(0, len(x), (32,))
+        loss = F.cross_entropy(model(x[index]), y[index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if watch is not None:
+            watch.step(loss)
+
+
+@pytest.mark.parametrize("budget", [0.01, 10.0])
+@pytest.mark.parametrize("loss", [None, F.cross_entropy, nn.CrossEntropyLoss()])
+def test_the_parameters_are_bit_identical_with_and_without_the_watch(budget: float, loss: Any) -> None:
+    """Dropout, BatchNorm and Adam give the same numbers to the last bit whether watched or not."""
+    plain, watched = network(), network()
+    loop(plain, torch.optim.Adam(plain.parameters()), 60)
+    optimizer = torch.optim.Adam(watched.parameters())
+    with relume.watch(watched, optimizer, loss=loss, budget=budget) as watch:
+        loop(watched, optimizer, 60, watch)
+    report = watch.report()
+    assert len(report.recording.readings) > 3
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, watched.state_dict()[name]), name
+
+
+def test_nothing_is_left_on_between_probes_and_afterwards() -> None:
+    """On an ordinary step the model carries no hook and no mode is on."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with relume.watch(model, optimizer, budget=1e-6) as watch:
+        loop(model, optimizer, 60, watch)
+        assert not model._forward_hooks and not model._forward_pre_hooks
+        assert not torch.overrides._get_current_function_mode_stack()
+    assert not model._forward_hooks and not nn.modules.module._global_forward_hooks
+
+
+def test_statistics_are_those_of_a_plain_forward_pass() -> None:
+    """What a probe reads is what NumPy-like arithmetic on hooked tensors gives."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    x, y = data()
+    probe = Probe(model)
+    z = model[0](x).detach()
+    with probe.trace:
+        output = model(x)
+    loss = F.cross_entropy(output, y)
+    loss.backward()
+    read = probe.reading(loss).sites["1"]
+    hidden = z.clamp(min=0).requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model[2](hidden), y), hidden)
+    torch.testing.assert_close(torch.tensor(read.flat_share), (z <= 0).float().mean(0))
+    torch.testing.assert_close(torch.tensor(read.pre_mean), z.mean(0))
+    torch.testing.assert_close(torch.tensor(read.pre_std), z.std(0, correction=0))
+    torch.testing.assert_close(torch.tensor(read.gradient), gradient.square().mean(0).sqrt())
+    assert read.samples == len(x) and (torch.tensor(read.silent) == (z <= 0).all(0)).all()
+
+
+def test_in_place_activations_are_read_before_they_overwrite_their_input() -> None:
+    """An in-place ReLU gives the same reading as a plain one."""
+    readings = []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(in_place), nn.Linear(16, 2))
+        probe = Probe(model)
+        with probe.trace:
+            output = model(data()[0])
+        output.sum().backward()
+        readings.append(to_json(probe.reading().sites["1"]))
+    assert readings[0] == readings[1] and min(readings[0]["pre_mean"]) < 0
+
+
+def test_a_unit_that_fires_on_two_percent_is_sparse_not_dead() -> None:
+    """Sparse units never count as dead, however rarely they fire in one batch."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+    with torch.no_grad():
+        model[0].weight.div_(model[0].weight.norm(dim=1, keepdim=True))
+        model[0].bias.fill_(-2.05)  # a standard normal exceeds 2.05 with 2 %
+    report = relume.checkup(model, [torch.randn(4000, 8)])
+    assert report.healthy and not any(s.kind == "dead" for s in report.symptoms)
+
+
+def test_units_that_die_in_mid_run_are_dated() -> None:
+    """The step at which planted units die is found to within the probes' spacing, and the others live."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with relume.watch(model, optimizer, budget=10.0) as watch:
+        loop(model, optimizer, 50, watch)
+        with torch.no_grad():
+            model[0].bias[:12] = -1000.0
+        loop(model, optimizer, 60, watch)
+    (symptom,) = [s for s in watch.report().symptoms if s.kind == "dead"]
+    assert symptom.units == tuple(range(12)) and symptom.site == "1" and not symptom.born
+    assert 48 <= symptom.since <= 55 and symptom.evidence["samples"] >= 1000
+
+
+def test_an_error_inside_relume_retires_the_watch_and_not_the_training(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of ours is logged once; the run goes on, bit-identical."""
+    plain, watched = network(), network()
+    loop(plain, torch.optim.SGD(plain.parameters(), lr=0.1), 30)
+    monkeypatch.setattr(Probe, "_observe", lambda *args: 1 / 0)
+    optimizer = torch.optim.SGD(watched.parameters(), lr=0.1)
+    with caplog.at_level(logging.WARNING, "relume"), relume.watch(watched, optimizer) as watch:
+        loop(watched, optimizer, 30, watch)
+    assert len(caplog.records) == 1 and "unwatched" in caplog.records[0].message
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
+    assert "the watch stopped" in watch.report().recording.note
+
+
+def test_validation_passes_are_not_read() -> None:
+    """Passes in eval mode or without gradients are no training passes."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, _ = data()
+    with relume.watch(model, optimizer, budget=10.0) as watch:
+        model.eval()(x * 1e6)
+        with torch.no_grad():
+            model.train()(x * 1e6)
+        loop(model, optimizer, 5, watch)
+    inputs = [r.input for r in watch.report().recording.readings]
+    assert all(i is not None and i.rms < 10 for i in inputs)
+
+
+def test_a_loop_that_skips_the_forward_pass_is_watched_on() -> None:
+    """Steps without a training pass through the model give no reading and no error."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with relume.watch(model, optimizer) as watch:
+        for _ in range(10):
+            watch.step(1.0)
+        loop(model, optimizer, 20, watch)
+    assert watch.report().recording.steps == 30
+
+
+def test_a_watched_model_can_be_copied_in_mid_run() -> None:
+    """A model with an armed probe can be copied and pickled, and the copies run unwatched."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with relume.watch(model, optimizer, budget=10.0) as watch:
+        twins = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        for twin in twins:
+            assert twin(data()[0] * 1e6).shape == (256, 2)
+        loop(model, optimizer, 3, watch)
+    assert all(r.input is not None and r.input.rms < 10 for r in watch.recording.readings)
+
+
+def test_bad_arguments_are_named() -> None:
+    """A class instead of a module, or a budget of nothing, is refused with what was found."""
+    with pytest.raises(TypeError, match="found type"):
+        relume.watch(nn.Linear)  # pyright: ignore[reportArgumentType] - the mistake under test
+    with pytest.raises(ValueError, match="above 0; found 0"):
+        relume.watch(nn.Linear(2, 2), budget=0)
+
+
+# The journal --------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_journal_gives_the_same_report(tmp_path: Path) -> None:
+    """What is read back from the file equals what was in memory, reading for reading."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with relume.watch(model, optimizer, journal=tmp_path / "run.db", budget=0.5) as watch:
+        loop(model, optimizer, 40, watch)
+    kept, read = watch.recording, read_journal(tmp_path / "run.db")
+    assert read.finished and read.steps == 40 and read.losses == kept.losses
+    assert to_json(read)["readings"] == to_json(kept)["readings"] and to_json(read)["sites"] == to_json(kept)["sites"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "run.db"]  # no stray write-ahead log
+
+
+def test_a_journal_is_readable_while_it_is_written_and_after_a_crash(tmp_path: Path) -> None:
+    """Every probe is committed: another reader sees it at once, and an exception leaves the rest in place."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    path = tmp_path / "run.db"
+    with pytest.raises(KeyboardInterrupt), relume.watch(model, optimizer, journal=path, budget=10.0) as watch:
+        loop(model, optimizer, 20, watch)
+        half = read_journal(path)
+        assert not half.finished and 0 < half.steps <= 20
+        raise KeyboardInterrupt
+    ended = read_journal(path)
+    assert not ended.finished and "KeyboardInterrupt" in ended.note and ended.steps == 20
+
+
+def test_what_is_no_journal_is_refused_and_kept(tmp_path: Path) -> None:
+    """A file that is something else is neither read nor overwritten."""
+    with pytest.raises(JournalError, match="no such file"):
+        read_journal(tmp_path / "none.db")
+    other = tmp_path / "notes.txt"
+    other.write_text("my notes, long enough to be no database")
+    for act in (read_journal, Journal):
+        with pytest.raises(JournalError, match="not a relume journal"):
+            act(other)
+    assert other.read_text().startswith("my notes")
+
+
+def test_a_recording_survives_json() -> None:
+    """Records convert to JSON and back without loss, NaN and infinities included."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e12)
+    with relume.watch(model, optimizer, budget=10.0) as watch:
+        loop(model, optimizer, 5, watch)
+    recording = watch.recording
+    again = from_json(to_json(recording), Recording)
+    assert to_json(again) == to_json(recording) and "nan" in str(to_json(recording)["losses"])
