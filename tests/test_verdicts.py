@@ -92,7 +92,7 @@ def test_clear_cases_read_the_same_with_few_seeds_and_many(
     [
         # score alone
         (runs("c", *CONTROL, **ILL), runs("a", *WORSE, **WELL), "harmed", "The score falls: score -0.194"),
-        (runs("c", *CONTROL, **ILL), runs("a", *BETTER, **ILL), "eased", "The score rises, dead left"),
+        (runs("c", *CONTROL, **ILL), runs("a", *BETTER, **ILL), "eased", "The score rises, with dead units left"),
         (runs("c", *CONTROL), runs("a", *BETTER), "eased", "The score rises, there was nothing to cure"),
         (runs("c", *CONTROL), runs("a", *LIKE), "no_effect", "No reliable difference: burden 0 to 0"),
         (runs("c", *CONTROL), runs("a", *LIKE, **ILL), "unproven", "More of it is ill (burden 0 to 0.6)"),
@@ -108,7 +108,7 @@ def test_clear_cases_read_the_same_with_few_seeds_and_many(
             runs("c", 0.4, 0.6, 0.5, 0.3, 0.7, **ILL),
             runs("a", 0.399, 0.599, 0.5, 0.301, 0.699, **WELL),
             "cured",
-            "Free of dead in all 5 seeds, untreated ill in 5",
+            "Free of dead units in all 5 seeds, untreated ill in 5",
         ),
         # the burden falls a little, or not in every seed
         (runs("c", *CONTROL, **ILL), runs("a", *LIKE, burden=0.55, kinds=("dead",)), "no_effect", "0.6 to 0.55"),
@@ -139,7 +139,7 @@ def test_clear_cases_read_the_same_with_few_seeds_and_many(
         # divergence
         (runs("c", *CONTROL), runs("a", 0.9, 0.9, None, None, None), "harmed", "Diverges in 3 of 5 seeds"),
         (runs("c", *CONTROL, **ILL), runs("a", 0.9, 0.9, 0.9, 0.9, None), "unproven", "Diverges in 1 of 5 seeds"),
-        (runs("c", 0.5, None, None), runs("a", 0.5, 0.6, 0.7), "cured", "Free of non_finite in all 3 seeds"),
+        (runs("c", 0.5, None, None), runs("a", 0.5, 0.6, 0.7), "cured", "Free of NaN or infinity in all 3 seeds"),
         (runs("c", 0.5, None, None), runs("a", None, 0.6, 0.7), "unproven", "Diverges in 1 of 3 seeds"),
         (runs("c", None, None), runs("a", None, None), "no_effect", "Diverges in all 2 seeds, as the untreated"),
         # one seed
@@ -203,7 +203,7 @@ def test_the_control_is_described_not_judged():
     """The untreated arm has no verdict and no difference, and says in how many seeds it is ill."""
     arm = judge_control(mixed("untreated", (0.5, ILL), (0.5, WELL), (None, WELL)))
     assert (arm.verdict, arm.difference, arm.cost) == (None, None, None)
-    assert arm.because == "Ill in 2 of 3 seeds: dead, non_finite."
+    assert arm.because == "Ill in 2 of 3 seeds: dead units and NaN or infinity."
     assert arm.scores == (0.5, 0.5, None)
     assert judge_control(runs("untreated", 1.0, 2.0)).because == "Healthy in all 2 seeds."
 

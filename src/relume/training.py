@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 import random
@@ -9,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -496,6 +497,18 @@ def _mean_score(training: Training, model: nn.Module) -> float:
         if samples >= SCORED_SAMPLES:
             break
     return -total / max(samples, 1)
+
+
+def fresh(training: Training) -> Training:
+    """The training with copies of its loaders, so that a run does not move on a state that they keep.
+
+    Loaders that cannot be copied are shared.
+    """
+    try:
+        copies = copy.deepcopy((training.batches, training.validation))
+    except Exception:  # whatever a loader of the user's raises, such as for an open file
+        return training
+    return replace(training, batches=copies[0], validation=copies[1])
 
 
 def check(training: Training) -> float:

@@ -66,6 +66,17 @@ class Arm:
     runs: tuple[Run, ...] = ()
 
 
+SYMPTOMS = {
+    "dead": "dead units",
+    "saturated": "saturated units",
+    "vanishing": "vanishing gradients",
+    "exploding": "exploding gradients",
+    "non_finite": "NaN or infinity",
+    "not_learning": "a loss that does not fall",
+    "oscillating": "an oscillating loss",
+    "off_centre": "off-centre activations",
+}
+
 CONFIDENCE = 0.95
 MIN_SEEDS = 2  # one pair of runs cannot tell an effect from chance
 CURED = 1 / 3  # of the burden may be left: an arm that slips just below what counts as ill is not cured
@@ -150,9 +161,16 @@ def judge(control: Sequence[Run], arm: Sequence[Run], *, changes: Mapping[str, s
 def judge_control(runs: Sequence[Run]) -> Arm:
     """The untreated arm, which the others are judged against."""
     ill = sum(_ill(run) for run in runs)
-    kinds = _kinds(runs, least=0.0) or ("illness",)
-    because = f"Ill in {ill} of {_seeds(runs)}: {', '.join(kinds)}." if ill else f"Healthy in {_all(runs)}."
+    because = (
+        f"Ill in {ill} of {_seeds(runs)}: {in_words(_kinds(runs, least=0.0))}." if ill else f"Healthy in {_all(runs)}."
+    )
     return _summary(runs[0].arm if runs else "untreated", runs, verdict=None, because=because)
+
+
+def in_words(kinds: Sequence[str]) -> str:
+    """What a network suffers from, such as "dead units and vanishing gradients"."""
+    words = [SYMPTOMS.get(kind, kind) for kind in kinds]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def ranked(arms: Sequence[Arm]) -> tuple[Arm, ...]:
@@ -202,13 +220,15 @@ def _verdict(pairs: list[tuple[Run, Run]]) -> tuple[Verdict, str]:
         )
 
     ill = [(c, a) for c, a in pairs if _ill(c)]
-    kinds = ", ".join(_kinds(controls, least=0.0)) or "illness"
     no_worse = score.mean >= -noise or score.low >= -margin
     free = not any(map(_ill, arms))
     often = bool(ill) and 2 * len(ill) >= seeds
     before, after = fmean(map(_burden, controls)), fmean(map(_burden, arms))
     if often and free and no_worse and after <= CURED * before:
-        return "cured", f"Free of {kinds} in {_all(arms)}, untreated ill in {len(ill)}; {said}."
+        return (
+            "cured",
+            f"Free of {in_words(_kinds(controls, least=0.0))} in {_all(arms)}, untreated ill in {len(ill)}; {said}.",
+        )
 
     change = mean_interval([_burden(a) - _burden(c) for c, a in pairs])
     steady = often and all(_burden(c) - _burden(a) >= EASED * _burden(c) for c, a in ill)
@@ -218,8 +238,8 @@ def _verdict(pairs: list[tuple[Run, Run]]) -> tuple[Verdict, str]:
     if falls and no_worse and after < before:
         return "eased", f"The {burden} in the mean of {_seeds(arms)}; {said}."
     if score.low > noise:
-        left = f"{', '.join(_kinds(arms, least=0.0)) or 'no symptom'} left" if ill else "there was nothing to cure"
-        return "eased", f"The score rises, {left}: {said}."
+        left = in_words(_kinds(arms, least=0.0)) or "no symptom"
+        return "eased", f"The score rises, {f'with {left} left' if ill else 'there was nothing to cure'}: {said}."
     if falls:
         return "unproven", f"The {burden}, but the score may have suffered: {said}."
     if ill and free:

@@ -18,7 +18,7 @@ from relume.report.results import Report, Trial
 from relume.training import Training, check, require_steps
 from relume.trial.arms import CONTROL, Job, Outcome, Treatment
 from relume.trial.engine import Engine, opened, packed
-from relume.verdicts import Arm, Run, judge, judge_control, ranked, winner
+from relume.verdicts import Arm, Run, in_words, judge, judge_control, ranked, winner
 
 if TYPE_CHECKING:
     from relume.remedies import Remedy
@@ -27,17 +27,6 @@ FAMILIES = (
     "leaky_relu", "prelu", "elu", "softplus", "batch_norm", "he_init", "xavier_init", "lower_learning_rate",
     "smaller_network", "mixed_activations",
 )  # fmt: skip
-
-SUFFERING = {
-    "dead": "dead units",
-    "saturated": "saturated units",
-    "vanishing": "vanishing gradients",
-    "exploding": "exploding gradients",
-    "non_finite": "NaN or infinity",
-    "not_learning": "a loss that does not fall",
-    "oscillating": "an oscillating loss",
-    "off_centre": "off-centre activations",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +147,7 @@ def concluded(
     elif not control.symptoms:
         because = "The untreated network is healthy, and no arm scores reliably higher."
     else:
-        because = f"None of {len(arms)} arms cures or eases {suffering(control)} reliably."
+        because = f"None of {len(arms)} arms cures or eases {in_words(control.symptoms)} reliably."
     return Trial(
         arms=(control, *ranked(arms)),
         winner=best.name if best is not None else None,
@@ -166,16 +155,10 @@ def concluded(
         steps=steps,
         engine=engine,
         score=training.score_in_words,
-        symptom=suffering(control) if control.symptoms else "",
+        symptom=in_words(control.symptoms) if control.symptoms else "",
         seconds=seconds,
         because=because,
     )
-
-
-def suffering(control: Arm) -> str:
-    """What the untreated network suffers from, in words."""
-    words = [SUFFERING.get(kind, kind) for kind in control.symptoms]
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 # Remedies and seeds -------------------------------------------------------------------------------------------------
