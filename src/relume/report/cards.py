@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from relume.report import numerals
 from relume.report.charts import gradients, losses
-from relume.report.history import DEAD, NEVER, SATURATED, histories, unit_count
+from relume.report.history import DEAD, SATURATED, histories, unit_count
 from relume.report.results import Page, Report, Trial
 
 MOST = 3
@@ -40,11 +40,13 @@ def _report(report: Report) -> list[Card]:
         step = min(s.since for d in report.diagnoses for s in d.symptoms if s.kind == "non_finite")
         found.append(Card(number=f"step {step:,}", label="first numbers that are not finite"))
     if "dead" in kinds or not kinds:
-        found.append(Card(number=f"{dead:,}", unit=units, label="dead at the end"))
+        born = sum(h.born for h in every)
+        some = f", {born:,} of them from the start" if 0 < born < dead else ""
+        found.append(Card(number=f"{dead:,}", unit=units, label=f"dead at the end{some}"))
     if "dead" in kinds:
-        died = [h.died[h.died != NEVER] for h in every if (h.died != NEVER).any()]
+        died = [int(h.later.min()) for h in every if h.later.size]
         if died:
-            found.append(Card(number=f"step {min(int(d.min()) for d in died):,}", label="first death"))
+            found.append(Card(number=f"step {min(died):,}", label="first death"))
     if "saturated" in kinds:
         found.append(
             Card(number=f"{sum(h.count(SATURATED) for h in every):,}", unit=units, label="saturated at the end")

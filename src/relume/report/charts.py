@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from relume.diagnosis import MEASURES
 from relume.recording import Reading, Recording
 from relume.report import numerals, words
 from relume.report.headline import ill_share
@@ -77,11 +78,16 @@ def unit_map(history: SiteHistory, recording: Recording, rows: int | None = None
         "units": site.units,
         "dead": history.dead,
         "shown": len(units),
-        "edges": _edges(steps, max(recording.steps, steps[-1] + 1 if steps else 1)),
+        "edges": _edges(steps, _end(recording, steps)),
         "steps": recording.steps,
         "rows": coded,
         "label": words.map_text(history),
     }
+
+
+def _end(recording: Recording, steps: Sequence[int]) -> float:
+    """Where the axis of a map ends; a reading after the last step is wide enough to be seen."""
+    return max(float(recording.steps), steps[-1] + max(1.0, recording.steps / 80) if steps else 1.0)
 
 
 def _evenly(n: int, most: int) -> np.ndarray:
@@ -98,7 +104,7 @@ def _run_lengths(row: np.ndarray) -> str:
     return "".join(f"{LETTERS[row[start]]}{length}" for start, length in zip(starts, lengths, strict=True))
 
 
-def _edges(steps: list[int], end: int) -> list[float]:
+def _edges(steps: list[int], end: float) -> list[float]:
     """Where each column begins and the last one ends: a reading stands until the next, the last as long as usual."""
     if not steps:
         return []
@@ -194,16 +200,19 @@ def replays(report: Report) -> dict[str, Any] | None:
     diagnosis = next((d for d in report.diagnoses if d.experiments), None)
     if diagnosis is None:
         return None
+    measure = diagnosis.experiments[0].measure
+    told = next((m.told for m in MEASURES if m.words == measure), numerals.percent)
+    shares = measure.startswith("share")
     rows = [
         {
             "change": e.change,
             "burden": _plain(e.burden),
-            "share": numerals.percent(e.burden),
+            "share": numerals.percent(e.burden) if shares else told(e.burden),
             "role": "control" if e.cause is None else "cause" if e.cause == diagnosis.cause else "other",
         }
         for e in diagnosis.experiments
     ]
-    return {"rows": rows, "measure": diagnosis.experiments[0].measure, "steps": diagnosis.experiments[0].steps}
+    return {"rows": rows, "measure": measure.rstrip(":"), "shares": shares, "steps": diagnosis.experiments[0].steps}
 
 
 # Trial ----------------------------------------------------------------------------------------------------------------
@@ -272,6 +281,6 @@ def states_present(report: Report, every: Sequence[SiteHistory]) -> list[str]:
     if not found & set("pe"):
         found.add(LETTERS[DEAD])  # also where there is none: that is the good news
     steps = [reading.step for reading in report.recording.readings]
-    if steps and (steps[0] > 0 or _edges(steps, max(report.recording.steps, 1))[-1] < report.recording.steps):
+    if steps and (steps[0] > 0 or _edges(steps, _end(report.recording, steps))[-1] < report.recording.steps):
         found.add(LETTERS[UNSEEN])
     return [letter for letter in words.STATES if letter in found]

@@ -9,7 +9,7 @@ import numpy as np
 
 from relume.diagnosis import Diagnosis
 from relume.report import numerals, words
-from relume.report.history import NEVER, SiteHistory, histories, labels, unit_count
+from relume.report.history import SiteHistory, histories, labels, unit_count
 from relume.report.results import Healed, Page, Report, Trial
 from relume.symptoms import Symptom
 from relume.verdicts import Arm
@@ -128,7 +128,7 @@ def _dead(report: Report, diagnosis: Diagnosis, symptoms: Sequence[Symptom]) -> 
 
 
 def _when(report: Report, sites: Sequence[SiteHistory]) -> str:
-    steps = np.concatenate([h.died[h.died != NEVER] for h in sites]) if sites else np.array([])
+    steps = np.concatenate([h.later for h in sites]) if sites else np.array([])
     run = report.recording.steps
     if not steps.size or not run:
         return ""

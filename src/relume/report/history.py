@@ -12,15 +12,14 @@ from relume.activations import activation
 from relume.errors import ActivationError
 from relume.recording import Recording, Site
 from relume.report.results import Report
-from relume.symptoms import Symptom
+from relume.symptoms import ENOUGH_SAMPLES, SATURATED_SAMPLES, Symptom
 
 # States of one unit in one reading; a map is drawn from these numbers.
 UNSEEN, ALIVE, SPARSE, SATURATED, DEAD, BROKEN = range(6)
 LETTERS = "-aspxe"  # of the states, in the page's data
 NEVER = -1
 
-RARELY = 0.95  # share of samples on a flat piece from which a unit counts as sparse, or as saturated
-ENOUGH = 1000  # samples without a sign of life before a silent unit is called dead (rule of three: under 0.3 %)
+SPARSE_SAMPLES = 0.95  # share of samples on the flat side from which a unit that can fall silent counts as sparse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,6 +56,11 @@ class SiteHistory:
         return int((self.died == first).sum())
 
     @property
+    def later(self) -> NDArray[np.int64]:
+        """Steps at which units died after the first reading."""
+        return self.died[self.died > (self.steps[0] if self.steps.size else 0)]
+
+    @property
     def ill(self) -> int:
         """Units dead, saturated or broken at the end."""
         return sum(self.count(state) for state in (DEAD, SATURATED, BROKEN))
@@ -73,7 +77,9 @@ def function_name(name: str) -> str:
 def labels(recording: Recording) -> dict[str, str]:
     """What readers know each site by: its layer, or its own name where two share a layer."""
     layers = [site.layer for site in recording.sites]
-    return {site.name: site.layer if layers.count(site.layer) == 1 else site.name for site in recording.sites}
+    names = {site.name: site.layer if layers.count(site.layer) == 1 else site.name for site in recording.sites}
+    # The layers of an nn.Sequential are numbers, which in a sentence would pass for counts.
+    return {site: f"layer {name}" if name.replace(".", "").isdigit() else name for site, name in names.items()}
 
 
 def histories(report: Report) -> tuple[SiteHistory, ...]:
@@ -96,14 +102,14 @@ def _history(report: Report, site: Site, symptoms: Iterable[Symptom]) -> SiteHis
     states = np.full(shape, UNSEEN, dtype=np.uint8)
     silent = np.zeros(shape, dtype=bool)
     samples = np.zeros(len(readings), dtype=np.int64)
-    rare = SATURATED if _bounded(site.activation) else SPARSE
+    flat, rare = (SATURATED, SATURATED_SAMPLES) if _bounded(site.activation) else (SPARSE, SPARSE_SAMPLES)
     gradient = None
     for row, reading in enumerate(readings):
         read = reading.sites.get(site.name)
         if read is None or len(read.flat_share) != site.units:
             continue
         samples[row] = read.samples
-        states[row] = np.where(read.flat_share >= RARELY, rare, ALIVE)
+        states[row] = np.where(read.flat_share >= rare, flat, ALIVE)
         states[row][read.silent] = SPARSE
         silent[row] = read.silent
         broken = ~(np.isfinite(read.pre_mean) & np.isfinite(read.mean))
@@ -145,7 +151,7 @@ def _deaths(
     fired = ~silent[::-1]  # last reading first
     streak = np.where(fired.any(axis=0), fired.argmax(axis=0), len(steps))  # readings in silence at the end
     total = np.concatenate([[0], np.cumsum(samples[::-1])])[streak]
-    died = np.where(total >= ENOUGH, steps[np.clip(len(steps) - streak, 0, len(steps) - 1)], NEVER)
+    died = np.where(total >= ENOUGH_SAMPLES, steps[np.clip(len(steps) - streak, 0, len(steps) - 1)], NEVER)
     return died.astype(np.int64), total.astype(np.int64)
 
 

@@ -66,7 +66,16 @@ def render_inline(page: Page) -> str:
         ".relume .kicker,.relume figure,.relume .cards,.relume .code-note{display:none}"
         ".relume table{border-collapse:collapse;margin:.4em 0}"
         ".relume th,.relume td{text-align:left;padding:.2em .9em .2em 0;border-bottom:1px solid rgba(128,128,128,.3)}"
-        ".relume .n{text-align:right}"
+        ".relume h3{font-size:1em;margin:.8em 0 .2em}"
+        ".relume th{font-weight:400;vertical-align:top}.relume td{vertical-align:top}"
+        ".relume caption{text-align:left;opacity:.7;padding:0 0 .3em}"
+        ".relume .n{text-align:right;white-space:nowrap}"
+        ".relume .badge{border:1px solid;border-radius:1em;padding:0 .5em;font-size:.85em}"
+        ".relume .since{font-weight:400;opacity:.7}"
+        ".relume .strip{display:flex;width:9em;height:.8em;margin-top:.35em;outline:1px solid rgba(128,128,128,.5)}"
+        ".relume .ba{background:#2f9f7f}.relume .bs{background:#aed9c8}.relume .bp{background:#e69f00}"
+        ".relume .bx{background:#212228}.relume .be{background:#d55e00}"
+        ".relume dl div{display:flex;gap:1em}.relume dt{flex:none;width:9em;opacity:.7}.relume dd{margin:0}"
         ".relume pre{overflow-x:auto}"
     )
     return f'<div class="relume"><style>{style}</style>{sections.body(page, static=True)}</div>'

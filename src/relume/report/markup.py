@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 _MINUS = re.compile(r"(?<![\w.\-])-(?=\d)")  # not the hyphen of "1e-5", "batch-1" or "2-3"
+_PERCENT = re.compile(r"(?<=\d) ?%")
 _ARROW = re.compile(r"(?<=\s)-&gt;(?=\s)")
 
 
 def t(text: str) -> str:
     """Prose made safe for HTML, with the signs that typography has: a minus, an arrow, a space that does not break."""
     safe = escape(text)
-    return _ARROW.sub("→", _MINUS.sub("−", safe)).replace(" %", "\u202f%")
+    return _PERCENT.sub("\u202f%", _ARROW.sub("→", _MINUS.sub("−", safe)))
 
 
 class Html(str):
@@ -57,7 +58,7 @@ def figure(chart: str, label: str, caption: str = "", index: int | None = None, 
     number = "" if index is None else f' data-index="{index}"'
     text = f"<figcaption>{caption}</figcaption>" if caption else ""
     # Axis names that come from the user's own words can be long: as a paragraph they wrap.
-    under = f'<p class="axis">{t(axis)} →</p>' if axis else ""
+    under = f'<p class="axis">{t(axis)}\u00a0→</p>' if axis else ""
     return (
         f'<figure data-chart="{chart}"{number}>{text}'
         f'<div class="plot" role="img" aria-label="{escape(label)}"></div>{under}</figure>'

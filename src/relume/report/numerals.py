@@ -90,7 +90,9 @@ def difference_mean(value: float | str) -> str:
 
 def ratio(value: float) -> str:
     """A cost beside the control: "same", "1.3x"."""
-    return "same" if abs(value - 1) < 0.05 else f"{number(value)}x"
+    if abs(value - 1) < 0.05:
+        return "same"
+    return f"{value:.1f}x" if 0.5 < value < 10 else f"{number(value)}x"
 
 
 def fine_percent(share: float) -> str:

@@ -68,8 +68,8 @@ def _header(page: Page) -> str:
 
 
 def _kicker(page: Page) -> Iterator[str]:
-    yield "relume"
-    if page.title:
+    yield page.title if page.title.startswith("relume") else "relume"
+    if page.title and not page.title.startswith("relume"):
         yield page.title
     report = page.report
     if report is None:
@@ -232,7 +232,7 @@ def _helps(trial: Trial, static: bool) -> str:
     rows = [_arm(trial, arm, 100.0 if points else 1.0) for arm in trial.arms]
     head = (*words.ARM_COLUMNS[:3], ill_share(trial, trial.control)[0], *words.ARM_COLUMNS[3:])
     numbers = table(head, rows, words.sentence_case(words.difference_means(trial, points)), numbers=(2, 3, 4, 5))
-    content = f"<p>{t(words.trial_intro(trial))}</p>"
+    content = f"<p>{t(words.trial_intro(trial, chart=not static))}</p>"
     data = differences(trial)
     if static or data is None:
         content += numbers
@@ -261,7 +261,7 @@ def _arm(trial: Trial, arm: Arm, scale: float) -> Sequence[str]:
         verdict = words.NOT_TRIED
     else:
         verdict = f"{words.VERDICT_MARKS[arm.verdict]} {words.VERDICTS[arm.verdict]}".replace(" ", "\u00a0")
-    share = "" if arm.failure else numerals.percent(ill_share(trial, arm)[1])
+    share = "" if all(score is None for score in arm.scores) else numerals.percent(ill_share(trial, arm)[1])
     cost = (numerals.ratio(arm.cost.time), numerals.ratio(arm.cost.parameters)) if arm.cost else ("", "")
     return (
         words.remedy(arm.name),

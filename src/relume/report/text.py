@@ -111,7 +111,7 @@ def _diagnosis(report: Report, diagnosis: Diagnosis) -> Iterator[RenderableType]
 def _item(sentence: str) -> RenderableType:
     table = Table.grid(padding=(0, 1))
     table.add_column(width=2, justify="right")
-    table.add_column()
+    table.add_column(overflow="fold")
     table.add_row(Text("-", style="dim"), Text(_clean(sentence)))
     return table
 
@@ -127,9 +127,9 @@ def symptom_lines(report: Report, symptoms: Sequence[Symptom]) -> list[str]:
     for (kind, born), group in groups.items():
         placed = sorted((s for s in group if s.site), key=lambda s: -s.share)
         places = [words.place(s, names.get(s.site, s.site), sizes.get(s.site, 0)) for s in placed]
-        rest = "" if len(places) <= 6 else f"; and {len(places) - 6} more sites"
+        rest = "" if len(places) <= 6 else f" and {len(places) - 6} more sites"
         head = words.symptom_head(kind, min(s.since for s in group), born)
-        lines.append(head + (f": {'; '.join(places[:6])}{rest}" if places else ""))
+        lines.append(head + (f": {', '.join(places[:6])}{rest}" if places else ""))
     return lines
 
 
@@ -173,6 +173,7 @@ def _sites(report: Report, width: int) -> Iterator[RenderableType]:
         yield Text(
             f"{len(hidden)} more sites, {'all alive' if not ill else numerals.count(ill, 'ill unit')}.", style="dim"
         )
+    yield Text()
     yield _legend(every)
 
 
@@ -208,6 +209,7 @@ def _legend(shown: Sequence[SiteHistory]) -> Text:
 
 def _trial(trial: Trial, width: int) -> Iterator[RenderableType]:
     yield Text.assemble(("Trial", "bold"), (f": {words.trial_terms(trial)}", "dim"))
+    yield Text()
     points = numerals.in_points(trial.score, [s for arm in trial.arms for s in arm.scores])
     wide = width >= NARROW
     name = ill_share(trial, trial.control)[0]
@@ -222,6 +224,7 @@ def _trial(trial: Trial, width: int) -> Iterator[RenderableType]:
     for arm in trial.arms:
         table.add_row(*_arm(trial, arm, 100.0 if points else 1.0, wide))
     yield table
+    yield Text()
     yield Text(words.difference_means(trial, points), style="dim")
     for arm in trial.arms:
         if arm.failure:
@@ -247,7 +250,9 @@ def _arm(trial: Trial, arm: Arm, scale: float, wide: bool) -> list[Text]:
         change = f"diverged in {diverged} of {len(arm.scores)}" if diverged else "-"
     elif diverged:
         change += f", {diverged} diverged"
-    row = [name, verdict, Text(change), Text(numerals.percent(ill_share(trial, arm)[1]))]
+    ran = any(score is not None for score in arm.scores)
+    share = numerals.percent(ill_share(trial, arm)[1]) if ran else "-"
+    row = [name, verdict, Text(change), Text(share)]
     if wide:
         row += (
             [Text(numerals.ratio(arm.cost.time)), Text(numerals.ratio(arm.cost.parameters))]

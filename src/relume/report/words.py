@@ -9,7 +9,7 @@ import numpy as np
 
 from relume.diagnosis import Diagnosis
 from relume.recording import Recording
-from relume.report.history import NEVER, SiteHistory, function_name
+from relume.report.history import SiteHistory, function_name
 from relume.report.numerals import count, fine_percent, number, seconds
 from relume.report.results import Report, Trial
 from relume.symptoms import Symptom
@@ -90,7 +90,7 @@ STATES = {
 STATES_LONG = {
     "a": "alive",
     "s": "sparse: fires on under 5 % of samples, or silent for a while",
-    "p": "saturated: flat for over 95 % of samples",
+    "p": "saturated: on a flat end for most samples",
     "x": "dead: silent to the end",
     "e": "not finite",
     "-": "not seen",
@@ -166,7 +166,7 @@ def symptom_head(kind: str, step: int, born: bool) -> str:
 def place(symptom: Symptom, label: str, units: int) -> str:
     """Where a symptom sits, and on how many units."""
     if symptom.units and units:
-        return f"{label} {len(symptom.units):,} of {units:,}"
+        return f"{label} ({len(symptom.units):,} of {units:,})"
     return label
 
 
@@ -208,7 +208,7 @@ def map_text(history: SiteHistory) -> str:
     """A map in words, for who cannot see it."""
     site = history.site
     born = f", {history.born:,} of them at the first reading" if history.born else ""
-    steps = history.died[history.died != -1]
+    steps = history.later
     when = (
         f"; the first at step {int(steps.min()):,}, half of them by step {int(np.median(steps)):,}"
         if steps.size
@@ -299,8 +299,9 @@ def map_amount(history: SiteHistory) -> str:
 
 def first_death(history: SiteHistory) -> str:
     """The step of the first death at a site."""
-    died = history.died[history.died != NEVER]
-    return f"step {int(died.min()):,}" if died.size else ""
+    if history.later.size:
+        return f"step {int(history.later.min()):,}"
+    return "born" if history.born else ""
 
 
 def replay_intro(steps: int) -> str:
@@ -331,14 +332,12 @@ def gradient_text(data: Mapping[str, Any]) -> str:
     )
 
 
-def trial_intro(trial: Trial) -> str:
+def trial_intro(trial: Trial, chart: bool = True) -> str:
     """What a trial is, above its chart."""
     seeds = count(len(trial.seeds), "seed")
     control = "the untreated network" if trial.control.name == "untreated" else remedy(trial.control.name)
-    return (
-        f"Every arm was trained beside {control} on the same batches, {seeds}, {count(trial.steps, 'step')}. "
-        "Small dots are seeds; lines are 95 % intervals of the mean difference."
-    )
+    terms = f"Every arm was trained beside {control} on the same batches, {seeds}, {count(trial.steps, 'step')}."
+    return f"{terms} Small dots are seeds; lines are 95 % intervals of the mean difference." if chart else terms
 
 
 def trial_text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -25,6 +25,7 @@
     return pen.measureText(text).width;
   }
   const widest = (texts) => Math.max(0, ...texts.map(textWidth));
+  const minus = (text) => text.replace(/(?<![\w.])-(?=\d)/g, "−");
 
   // A value axis has few ticks where there is little room.
   const ticks = (width) => Math.max(2, Math.min(8, Math.floor(width / 90)));
@@ -77,7 +78,7 @@
       marks: [
         draw,
         Plot.frame({ stroke: "var(--line)" }),
-        Plot.axisX([0, end], { tickFormat: whole, tickSize: 3, label: W.step, labelAnchor: "center", labelArrow: "none", labelOffset: 28 }),
+        Plot.axisX([0, d.steps || end], { tickFormat: whole, tickSize: 3, label: W.step, labelAnchor: "center", labelArrow: "none", labelOffset: 28 }),
         Plot.axisY([0, ...inner, d.units], { tickFormat: whole, tickSize: 3, label: null }),
         Plot.text([W.units], { frameAnchor: "left", rotate: -90, dx: -textWidth(whole(d.units)) - 12, textAnchor: "middle" }),
       ],
@@ -166,8 +167,8 @@
       above,
       rowHeight: above ? 46 : 31,
       room: above ? width - 12 : width * 0.36,
-      left: above ? 14 : Math.min(widest(names) + 18, width * 0.36),
-      right: above ? 16 : labels.length ? widest(labels) + 26 : 54,
+      left: above ? 14 : Math.min(1.12 * widest(names) + 18, width * 0.36),
+      right: above ? 16 : labels.length ? 1.1 * widest(labels) + 26 : 54,
     };
   }
 
@@ -177,12 +178,12 @@
     const fill = (r) => (r.role === "cause" ? "var(--alive)" : r.role === "control" ? "var(--dead-mark)" : "var(--bar)");
     return Plot.plot({
       width, height: shown.length * at.rowHeight + (at.above ? 42 : 28), style,
-      marginLeft: at.left, marginRight: 54, marginTop: at.above ? 18 : 4, marginBottom: 24,
+      marginLeft: at.left, marginRight: widest(d.rows.map((r) => r.share)) + 22, marginTop: at.above ? 18 : 4, marginBottom: 24,
       x: { domain: [0, Math.max(0.05, d3.max(shown, (r) => r.value))], nice: true, label: null },
       y: { type: "band", domain: d3.range(shown.length), padding: at.above ? 0.62 : 0.34, label: null, axis: null },
       marks: [
-        Plot.gridX({ stroke: grid, strokeOpacity: 1, ticks: ticks(width) }),
-        Plot.axisX({ ticks: ticks(width), tickFormat: (v) => `${Math.round(100 * v)} %`, tickSize: 0, label: null }),
+        d.shares ? Plot.gridX({ stroke: grid, strokeOpacity: 1, ticks: ticks(width) }) : null,
+        d.shares ? Plot.axisX({ ticks: ticks(width), tickFormat: (v) => `${Math.round(100 * v)} %`, tickSize: 0, label: null }) : null,
         Plot.barX(shown, { x: "value", y: "i", fill, rx2: 3 }),
         Plot.text(shown, { x: "value", y: "i", text: "share", dx: 7, textAnchor: "start", fill: "var(--ink)", fontWeight: (r) => (r.role === "cause" ? 700 : 400) }),
         names(shown, (r) => r.change, (r) => r.role === "cause", at),
@@ -204,7 +205,7 @@
 
   function trial(d, width) {
     const rows = d.rows.map((r, i) => ({ ...r, i }));
-    const label = (r) => `${r.mark} ${r.label}`;
+    const label = (r) => minus(`${r.mark} ${r.label}`);
     const at = layout(rows.map((r) => r.name), rows.map(label), width);
     const [low, high] = d.domain;
     const hold = (v) => (finite(v) ? Math.max(low, Math.min(high, v)) : v === "-inf" ? low : high);
