@@ -57,6 +57,11 @@ class Rewritten:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._functions[self.owner.training](self.owner, *args, **kwargs)
 
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The arguments of the forward it stands for."""
+        return inspect.signature(types.MethodType(self._functions[self.owner.training], self.owner))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Rewritten:
         twin = Rewritten.__new__(Rewritten)
         memo[id(self)] = twin

@@ -90,7 +90,7 @@ def wiring_of(network: Network, what: str) -> Wiring:
             raise SiteError(
                 f"no site named {name!r} in {type(network.model).__name__}.\n"
                 f"Sites: {', '.join(known) or 'none'}.\n"
-                "List them with relume.sites(model, example_input)."
+                "List them with relume.find_sites(model, example_input)."
             )
     return wiring
 

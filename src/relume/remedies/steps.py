@@ -46,7 +46,21 @@ class ClipGradients:
     def __init__(self, max_norm: float) -> None:
         self.max_norm = max_norm
 
-    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        """As a step pre-hook; a closure, which makes the gradients during the step, is wrapped."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self.clip(optimizer)
+            return None
+
+        def clipped() -> Any:
+            loss = closure()
+            self.clip(optimizer)
+            return loss
+
+        return (args[0], clipped), {k: v for k, v in kwargs.items() if k != "closure"}
+
+    def clip(self, optimizer: Optimizer) -> None:
         clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.max_norm)
 
 

@@ -34,8 +34,8 @@ def treat(
 ) -> Treated:
     """Apply a remedy to copies of a model and its optimizer; the originals and the random generators are untouched.
 
-    `sites` are names as `relume.sites` gives them (default: all that the remedy is meant for). `example_input` is one
-    input of the model, `batches` are more of them, for statistics; a tuple or a dict is passed on as the model's
+    `sites` are names as `relume.find_sites` gives them (default: all that the remedy is meant for). `example_input` is
+    one input of the model, `batches` are more of them, for statistics; a tuple or a dict is passed on as the model's
     arguments. Without any, an input is guessed from the first layer. `trained` defaults to whether the optimizer has a
     state; `dead` names the units known to be dead, which else are found on the sample inputs.
 
