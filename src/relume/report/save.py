@@ -34,4 +34,4 @@ def _html(page: Page) -> str:
 
 
 def _json(page: Page) -> str:
-    return json.dumps(page.to_json(), allow_nan=False, indent=1) + "\n"
+    return json.dumps(page.to_json(), allow_nan=False, separators=(",", ":")) + "\n"

@@ -21,7 +21,8 @@ from relume.symptoms import Symptom
 from relume.verdicts import Arm
 
 WIDTH = 100  # of plain text
-NARROW = 80  # columns that matter least are left out below this
+NARROW = 80  # of the site table: columns that matter least are left out below this
+TRIAL_NARROW = 92  # of the trial table, likewise
 SITES = 16  # rows of the site table; the worst are shown, and the rest is counted
 STRIP = 20  # signs in the picture of a site's units
 
@@ -211,7 +212,7 @@ def _trial(trial: Trial, width: int) -> Iterator[RenderableType]:
     yield Text.assemble(("Trial", "bold"), (f": {words.trial_terms(trial)}", "dim"))
     yield Text()
     points = numerals.in_points(trial.score, [s for arm in trial.arms for s in arm.scores])
-    wide = width >= NARROW
+    wide = width >= TRIAL_NARROW
     name = ill_share(trial, trial.control)[0]
     table = Table(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1))
     table.add_column("arm", overflow="fold")

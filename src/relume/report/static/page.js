@@ -34,7 +34,7 @@
   function logTicks(low, high) {
     const tens = d3.range(Math.ceil(Math.log10(low)), Math.floor(Math.log10(high)) + 1);
     if (tens.length > 1) return tens.filter((_, i) => i % Math.ceil(tens.length / 6) === 0).map((n) => 10 ** n);
-    return d3.scaleLog([low, high], [0, 1]).ticks(4).filter((v) => /^[1235]/.test(v.toExponential()));
+    return d3.scaleLog([low, high], [0, 1]).ticks(4).filter((v) => /^[123]/.test(v.toExponential()));
   }
   const short = (v) => (v === 0 || (Math.abs(v) >= 1e-3 && Math.abs(v) < 1e4) ? d3.format("~g")(v) : d3.format(".0e")(v).replace("e+", "e")).replace("-", "−");
 
