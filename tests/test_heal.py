@@ -74,7 +74,13 @@ def ill_report() -> Report:
 def test_an_ill_network_is_healed():
     """Dead units are found, a remedy is proven and adopted, and the trained network is healthy and better."""
     events: list[Progress] = []
-    healed = heal(make(ill), seeds=2, remedies=["reset_bias", "lower_learning_rate"], on_progress=events.append)
+    healed = heal(
+        make(ill),
+        seeds=2,
+        engine="sequential",
+        remedies=["reset_bias", "lower_learning_rate"],
+        on_progress=events.append,
+    )
     assert not healed.report_before.healthy
     assert healed.remedy == "reset_bias"
     assert healed.trial is not None
@@ -94,7 +100,7 @@ def test_an_ill_network_is_healed():
 
 def test_a_healthy_network_is_only_trained():
     """Without an illness there is no trial and no remedy, and the network that comes back is trained."""
-    healed = heal(make(well), seeds=2)
+    healed = heal(make(well), seeds=2, engine="sequential")
     assert (healed.remedy, healed.trial) == (None, None)
     assert healed.because == "The untreated network is healthy."
     assert healed.score_before == healed.score_after
@@ -104,7 +110,7 @@ def test_a_healthy_network_is_only_trained():
 
 def test_without_a_proven_remedy_the_network_is_left_untreated():
     """Remedies that do not help are not adopted, and the reason is given."""
-    healed = heal(make(ill), seeds=2, remedies=["lower_learning_rate"])
+    healed = heal(make(ill), seeds=2, engine="sequential", remedies=["lower_learning_rate"])
     assert healed.remedy is None
     assert healed.trial is not None
     assert healed.score_before == healed.score_after

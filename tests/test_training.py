@@ -69,7 +69,7 @@ def prints(stream: Stream, count: int) -> list[float]:
         ({"score": 0.5}, "score must be a function .* found float 0.5"),
         (
             {"batches": iter([])},
-            "batches must be something that can be iterated again and again; found a list_iterator",
+            "batches must be something that can be iterated more than once; found a list_iterator",
         ),
         ({"batches": torch.zeros(3)}, "batches must be an iterable of .* found a Tensor"),
         ({"batches": None}, "batches must be an iterable .* found a NoneType"),
@@ -411,7 +411,7 @@ def test_the_default_score_is_minus_the_mean_loss_over_samples():
 
 def test_scoring_stops_at_enough_samples(monkeypatch: pytest.MonkeyPatch):
     """A large set is scored on its first samples only, the same ones each time, and nothing global is used up."""
-    monkeypatch.setattr("relume.training.SCORED_SAMPLES", 32)
+    monkeypatch.setattr("relume.training.loop.SCORED_SAMPLES", 32)
     seen: list[int] = []
 
     def counted(output: Tensor, target: Tensor) -> Tensor:

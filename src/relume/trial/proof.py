@@ -102,8 +102,13 @@ def rehearse(training: Training, steps: int) -> float:
     return check(training if payload is None else cloudpickle.loads(payload)[0])
 
 
-def collect(runner: Engine, jobs: Sequence[Job], on_progress: OnProgress | None = None) -> dict[str, list[Outcome]]:
-    """Run the jobs; the outcomes of each arm, in the order of the jobs. TrialError when a control cannot be run."""
+def collect(
+    runner: Engine, jobs: Sequence[Job], on_progress: OnProgress | None = None, *, before: int = 0, ahead: int = 0
+) -> dict[str, list[Outcome]]:
+    """Run the jobs; the outcomes of each arm, in the order of the jobs. TrialError when a control cannot be run.
+
+    `before` and `ahead` are the runs done earlier and known to come, for the progress.
+    """
     done: dict[tuple[str, int], Outcome] = {}
 
     def note(outcome: Outcome) -> None:
@@ -114,7 +119,7 @@ def collect(runner: Engine, jobs: Sequence[Job], on_progress: OnProgress | None 
             )
         done[run.arm, run.seed] = outcome
         if on_progress is not None:
-            on_progress(Progress(done=len(done), total=len(jobs), run=run))
+            on_progress(Progress(done=before + len(done), total=before + len(jobs) + ahead, run=run))
 
     runner.run(jobs, note)
     arms: dict[str, list[Outcome]] = {}

@@ -1,0 +1,126 @@
+"""Randomness kept apart: the order of the data, and everything else."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from relume.errors import DataError
+
+STREAM_SALT = 0x5EED  # the order of the data must not be drawn from the same numbers as the weights
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global generators of torch, NumPy and Python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def _rng_state() -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    return torch.get_rng_state(), np.random.get_state(), random.getstate(), cuda
+
+
+def _set_rng_state(state: tuple[Any, ...]) -> None:
+    torch.set_rng_state(state[0])
+    np.random.set_state(state[1])
+    random.setstate(state[2])
+    if state[3] is not None:
+        torch.cuda.set_rng_state_all(state[3])
+
+
+@contextmanager
+def isolated_rng() -> Iterator[None]:
+    """Leave the global generators of torch, NumPy and Python as they were."""
+    state = _rng_state()
+    try:
+        yield
+    finally:
+        _set_rng_state(state)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in one thread: sums then add in one order, and two runs agree bit for bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Stream:
+    """Batches without end (or of one pass, with `once`), in an order that nothing but the seed decides.
+
+    It draws from generators of its own, swapped in around each step of the iteration: dropout and initialisation
+    cannot change the order of the data, nor the data what they draw. Equal streams give equal batches.
+    """
+
+    def __init__(self, batches: Iterable[Any], seed: int, *, once: bool = False) -> None:
+        self.index = -1  # of the batch given last, within its pass
+        self._place = -1  # of the batch read last
+        self._batches = batches
+        self._once = once
+        self._iterator: Iterator[Any] | None = None
+        self._ahead = deque[tuple[int, Any]]()
+        with isolated_rng():
+            seed_all(seed ^ STREAM_SALT)
+            self._rng = _rng_state()
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Any:
+        self.peek(1)
+        self.index, batch = self._ahead.popleft()
+        return batch
+
+    def peek(self, count: int) -> list[Any]:
+        """The batches that come next; they stay the next ones."""
+        while len(self._ahead) < count:
+            batch = self._read()
+            self._ahead.append((self._place, batch))
+        return [batch for _, batch in list(self._ahead)[:count]]
+
+    def _read(self) -> Any:
+        with isolated_rng():
+            _set_rng_state(self._rng)
+            try:
+                batch = self._next()
+            except Exception as error:
+                raise DataError(
+                    f"batches failed at batch {self._place + 1}: {type(error).__name__}: {error}\n"
+                    "The traceback above is from the data set or its loader."
+                ) from error
+            finally:
+                self._rng = _rng_state()
+        if batch is not _END:
+            return batch
+        if self._place >= 0:
+            raise StopIteration
+        raise DataError(
+            "batches yield nothing: iterating over them gave no batch.\n"
+            "The data set may be empty, drop_last may leave no batch, or only the first pass may give any."
+        )
+
+    def _next(self) -> Any:
+        if self._iterator is not None:
+            batch = next(self._iterator, _END)
+            if batch is not _END or self._once:
+                self._place += batch is not _END
+                return batch
+        self._iterator = iter(self._batches)
+        batch = next(self._iterator, _END)
+        self._place = -1 if batch is _END else 0
+        return batch
+
+
+_END = object()
