@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from relume.activations import ACTIVATIONS
 from relume.recording import Recording
-from relume.suspicions import Cause, suspicions
+from relume.suspicions import CERTAIN, Cause, suspicions
 from relume.symptoms import GRADIENT_RATIO, ORDERS, SEVERITIES, Kind, Severity, Symptom, burden, gravest
 
 MENDED = 0.5  # a change names the cause when it takes away at least half of the burden
@@ -170,7 +170,7 @@ def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: 
     if proven:
         seen = {**strength, "learning_rate_too_high": 0.0}
         cause = max(proven, key=lambda c: mended[c] + SPECIFIC * seen.get(c, 0.0))
-        rivals = [c for c in untested if strength[c] > SPECIFIC + mended[cause]]
+        rivals = [c for c in untested if strength[c] >= CERTAIN or strength[c] > SPECIFIC + mended[cause]]
         cause = rivals[0] if rivals else cause
     elif untested:
         cause = max(untested, key=lambda c: strength[c])
@@ -201,7 +201,7 @@ def _in_words(control: Experiment, experiments: Iterable[Experiment], cause: Cau
     others = [e for e in experiments if e.cause is not None and e not in told[:1]]
     sentences = [
         f"Replayed for {e.steps} steps with {e.change}: {measure.words} {measure.told(e.burden)}, "
-        f"against {measure.told(control.burden)} as it was."
+        f"as it was {measure.told(control.burden)}."
         for e in told[:1]
     ]
     if others:
@@ -210,7 +210,7 @@ def _in_words(control: Experiment, experiments: Iterable[Experiment], cause: Cau
             if told
             else f"Changes replayed ({measure.words} {measure.told(control.burden)} as it was)"
         )
-        sentences.append(f"{start}: {', '.join(f'{e.change} {measure.told(e.burden)}' for e in others)}.")
+        sentences.append(f"{start}: {'; '.join(f'{e.change}: {measure.told(e.burden)}' for e in others)}.")
     return sentences
 
 

@@ -20,20 +20,14 @@ class Site:
 
     name: str  # module path, or the caller's path and the function: "block.act", "block.relu", "block.relu#2"
     activation: str  # the catalogue's name
-    parameters: Mapping[str, float] = field(
-        default_factory=dict
-    )  # of the function, such as negative_slope
+    parameters: Mapping[str, float] = field(default_factory=dict)  # of the function, such as negative_slope
     units: int
     axis: int  # where the units are in the tensor, counted from the end: -1 Linear, -3 for images
     order: int  # position among the sites of one forward pass, from 0
-    layers: tuple[
-        str, ...
-    ] = ()  # modules with parameters that lead to it, the nearest first
+    layers: tuple[str, ...] = ()  # modules with parameters that lead to it, the nearest first
     weight: str = ""  # parameter whose rows are this site's units, such as "fc2.weight"
     bias: str = ""
-    normalised: bool = (
-        False  # a normalisation stands between the layer and the activation
-    )
+    normalised: bool = False  # a normalisation stands between the layer and the activation
     output: bool = False  # nothing with parameters follows: the network's own output
 
     @property
@@ -48,16 +42,12 @@ class SiteReading:
 
     samples: int  # values seen of each unit: batch size, times positions for a channel
     flat_share: Floats  # share of them where the slope is below `FLAT_SLOPE` of the function's greatest
-    silent: NDArray[
-        np.bool_
-    ]  # not one of them outside a tail whose slope is exactly zero
+    silent: NDArray[np.bool_]  # not one of them outside a tail whose slope is exactly zero
     pre_mean: Floats  # of the pre-activation
     pre_std: Floats
     mean: Floats  # of the output
     std: Floats
-    gradient: Floats | None = (
-        None  # root mean square of d loss / d output; None without a backward pass
-    )
+    gradient: Floats | None = None  # root mean square of d loss / d output; None without a backward pass
     non_finite: int = 0  # outputs that are NaN or infinite
 
 
@@ -130,14 +120,13 @@ class Recording:
 
     def of_site(self, name: str) -> tuple[NDArray[np.int64], list[SiteReading]]:
         """Steps at which the site was read, and what was read, in order."""
-        pairs = [
-            (reading.step, reading.sites[name])
-            for reading in self.readings
-            if name in reading.sites
-        ]
-        return np.array([step for step, _ in pairs], dtype=np.int64), [
-            read for _, read in pairs
-        ]
+        pairs = [(reading.step, reading.sites[name]) for reading in self.readings if name in reading.sites]
+        return np.array([step for step, _ in pairs], dtype=np.int64), [read for _, read in pairs]
+
+
+def layer_name(path: str) -> str:
+    """A module's path as a reader says it: the parts of a Sequential have only numbers."""
+    return f"layer {path}" if path.replace(".", "").isdigit() else path
 
 
 # JSON ---------------------------------------------------------------------------------------------------------------
@@ -149,9 +138,7 @@ def _converter() -> Any:
     from cattrs.preconf.json import make_converter
 
     converter = make_converter()
-    converter.register_unstructure_hook(
-        float, lambda v: v if np.isfinite(v) else str(float(v))
-    )
+    converter.register_unstructure_hook(float, lambda v: v if np.isfinite(v) else str(float(v)))
     converter.register_structure_hook(float, lambda v, _: float(v))
     converter.register_unstructure_hook_func(
         lambda t: t is np.ndarray or getattr(t, "__origin__", None) is np.ndarray,
@@ -168,17 +155,12 @@ def _array_out(array: NDArray[Any]) -> list[Any]:
     if array.dtype == np.bool_:
         return array.astype(int).tolist()
     # str() of a float32 is the shortest text that reads back as the same float32
-    return [
-        float(v) if np.isfinite(v) else str(float(v))
-        for v in map(float, map(str, array.ravel()))
-    ]
+    return [float(v) if np.isfinite(v) else str(float(v)) for v in map(float, map(str, array.ravel()))]
 
 
 def _array_in(values: list[Any], kind: Any) -> NDArray[Any]:
     boolean = "bool" in str(kind)
-    return np.array([float(v) for v in values], dtype=np.float32).astype(
-        np.bool_ if boolean else np.float32
-    )
+    return np.array([float(v) for v in values], dtype=np.float32).astype(np.bool_ if boolean else np.float32)
 
 
 def to_json(record: Any) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 
 from relume.activations import ACTIVATIONS
 from relume.errors import RelumeError
-from relume.recording import InitialWeight, InputReading, Recording, Site
+from relume.recording import InitialWeight, InputReading, Recording, Site, layer_name
 from relume.symptoms import Symptom
 from relume.theory import born_dead_chance, moments
 
@@ -23,6 +23,9 @@ Cause = Literal[
     "learning_rate_too_high", "learning_rate_too_low", "initial_scale", "bias", "unscaled_inputs", "unscaled_targets",
     "saturating_activation", "unbounded_activation", "narrow_and_deep", "output_activation", "no_gradient", "unknown",
 ]  # fmt: skip
+
+
+CERTAIN = 1.0  # a fact rather than a clue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +76,7 @@ def suspect_bias(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspic
             best = Suspicion(
                 cause="bias",
                 strength=strength,
-                because=f"The biases of {site.layer} start at {number(bias.mean)} on average (root mean square "
+                because=f"The biases of {layer_name(site.layer)} start at {number(bias.mean)} on average (root mean square "
                 f"{number(size)}), while its weighted inputs vary by {number(spread)}.",
             )
     return best
@@ -91,7 +94,7 @@ def suspect_scale(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspi
     strength = _off(ratio, 1.0, tolerated=2.0, low=0.25)
     if strength <= 0:
         return None
-    where = "The weights" if ratio == middle else f"The weights of {site.layer}"
+    where = "The weights" if ratio == middle else f"The weights of {layer_name(site.layer)}"
     return Suspicion(
         cause="initial_scale",
         strength=strength,
@@ -125,9 +128,8 @@ def sound_gain(site: Site) -> float:
 
 def suspect_rate(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
     """Steps that move weights by a large share of their own size throw units out of the data's reach."""
-    if all(s.born for s in complaint if s.kind in ("dead", "saturated", "vanishing")) and any(
-        s.kind in ("dead", "saturated", "vanishing") for s in complaint
-    ):
+    structural = [s for s in complaint if s.kind in ("dead", "saturated", "vanishing", "exploding")]
+    if structural and all(s.born for s in structural):
         return None  # what is so before the first step is not the learning rate's doing
     moved = [
         (w.update / w.norm, reading.step, name)
@@ -146,7 +148,7 @@ def suspect_rate(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspic
     return Suspicion(
         cause="learning_rate_too_high",
         strength=strength,
-        because=f"Step {step} moved {name} by {number(largest)} of its own size"
+        because=f"Step {step} moved the weights of {layer_name(name.removesuffix('.weight'))} by {number(largest)} of its own size"
         + (f" at a learning rate of {number(rate)}" if rate is not None else "")
         + "; about 0.001 is usual.",
     )
@@ -282,7 +284,7 @@ def suspect_no_gradient(recording: Recording, complaint: tuple[Symptom, ...]) ->
         return None
     return Suspicion(
         cause="no_gradient",
-        strength=0.9,
+        strength=CERTAIN,
         because=f"No gradient reaches {len(cut)} of {sum(_is_matrix(recording, n) for n in seen)} trainable weights "
         f"({', '.join(cut[:3])}{', ...' if len(cut) > 3 else ''}): look for detach(), no_grad() or an unused layer.",
     )

@@ -28,6 +28,7 @@ SATURATED_SAMPLES = 0.5  # of a unit's samples on a flat end, where both ends ar
 GRADIENT_RATIO = 1e3  # first to last site; float16's whole normal range is 1e4, and AutoTrainer (ICSE 2021) uses 1e3
 ORDERS = 12  # of magnitude between a gradient that trains and one that is as good as none; a scale, not a test
 FEWEST_SITES = 3  # below that a ratio of gradients says nothing about depth
+LEAPS = 3  # back above the first loss: once is a spike, twice a restart
 FEWEST_LOSSES = 40  # to tell a loss that falls from one that does not
 # Severity ----------------------------------------------------------------------------------------------------------
 BORN_EXCESS = 0.1  # of a site's units beyond what theory expects: initialisation does not do that by chance
@@ -410,8 +411,9 @@ def find_oscillating(recording: Recording) -> Iterator[Symptom]:
     first = float(np.median(losses[:5]))
     late = losses[len(losses) // 2 :]
     above, below = late > first, late < first / 2
-    leaps = int(np.count_nonzero(np.diff(np.where(above, 1, np.where(below, -1, 0))) == 2))
-    if above.mean() > 0.1 and below.mean() > 0.1:
+    states = np.where(above, 1, np.where(below, -1, 0))
+    leaps = int(np.count_nonzero(np.diff(states[states != 0]) == 2))  # from well below to above, by whatever way
+    if leaps >= LEAPS and above.mean() > 0.1 and below.mean() > 0.1:
         yield Symptom(
             kind="oscillating", site="", since=len(losses) // 2,
             evidence={"share_above_first_loss": float(above.mean()), "leaps": float(leaps), "first_loss": first},

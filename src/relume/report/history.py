@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from relume.activations import activation
 from relume.errors import ActivationError
-from relume.recording import Recording, Site
+from relume.recording import Recording, Site, layer_name
 from relume.report.results import Report
 from relume.symptoms import ENOUGH_SAMPLES, SATURATED_SAMPLES, Symptom
 
@@ -78,8 +78,7 @@ def labels(recording: Recording) -> dict[str, str]:
     """What readers know each site by: its layer, or its own name where two share a layer."""
     layers = [site.layer for site in recording.sites]
     names = {site.name: site.layer if layers.count(site.layer) == 1 else site.name for site in recording.sites}
-    # The layers of an nn.Sequential are numbers, which in a sentence would pass for counts.
-    return {site: f"layer {name}" if name.replace(".", "").isdigit() else name for site, name in names.items()}
+    return {site: layer_name(name) for site, name in names.items()}
 
 
 def histories(report: Report) -> tuple[SiteHistory, ...]:

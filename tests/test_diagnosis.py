@@ -1,0 +1,186 @@
+"""Causes: planted faults are named first, by replay and by the numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_symptoms import batches, closed, mlp, scaled
+from torch import Tensor, nn
+
+import relume
+from relume.diagnosis import REMEDIES_FOR
+from relume.interventions import CHANGES, Scene, replay
+from relume.recording import Recording
+from relume.suspicions import Cause, number
+from relume.training import Training
+
+
+def xavier(model: Any) -> None:
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_normal_(layer.weight)
+
+
+class Cut(nn.Module):
+    """The gradient stops in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.relu(self.a(x)).detach())
+
+
+SGD, ADAM = torch.optim.SGD, torch.optim.Adam
+PLANTED: dict[str, tuple[Cause, Callable[[], nn.Module], Any, float, float]] = {
+    "a rate of 1 with Adam": ("learning_rate_too_high", mlp(), ADAM, 1.0, 1.0),
+    "a rate of 20 with SGD": ("learning_rate_too_high", mlp(), SGD, 20.0, 1.0),
+    "biases at -50": ("bias", mlp(edit=closed(24)), ADAM, 1e-3, 1.0),
+    "inputs in the thousands": ("unscaled_inputs", mlp(), SGD, 0.1, 3000.0),
+    "weights of std 1": ("initial_scale", mlp(depth=8, edit=scaled(1.0)), SGD, 0.01, 1.0),
+    "weights of std 0.003": ("initial_scale", mlp(nn.Tanh, depth=6, edit=scaled(0.003)), SGD, 0.05, 1.0),
+    "tanh with weights of std 2": ("initial_scale", mlp(nn.Tanh, edit=scaled(2.0)), ADAM, 1e-4, 1.0),
+    "eight sigmoid layers": ("saturating_activation", mlp(nn.Sigmoid, depth=8, edit=xavier), SGD, 0.01, 1.0),
+    "twelve layers of two": ("narrow_and_deep", mlp(depth=12, width=2), ADAM, 1e-3, 1.0),
+    "a rate of 1e-9": ("learning_rate_too_low", mlp(), ADAM, 1e-9, 1.0),
+}
+
+
+def report_of(
+    model: Callable[[], nn.Module], optimizer: Any, lr: float, scale: float, replays: bool = True, seed: int = 0
+) -> relume.Report:
+    training = Training(
+        model=model,
+        optimizer=lambda p: optimizer(p, lr=lr),
+        loss=F.cross_entropy,
+        batches=batches(scale=scale),
+        steps=150,
+    )
+    return relume.diagnose(training, replays=replays, seed=seed)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_the_planted_cause_is_named_first(name: str) -> None:
+    """Each fault is named, with its numbers, and with a replay where one was made."""
+    cause, *what = PLANTED[name]
+    report = report_of(*what)
+    first = report.diagnoses[0]
+    assert first.cause == cause, str(report)
+    assert first.severity != "note" and first.remedies == REMEDIES_FOR[cause]
+    assert all(any(c.isdigit() for c in sentence) for sentence in first.because), first.because
+
+
+@pytest.mark.parametrize("name", [n for n in PLANTED if n not in ("a rate of 20 with SGD",)])
+def test_rules_alone_propose_the_planted_cause_and_say_that_they_are_alone(name: str) -> None:
+    """Without a replay the numbers speak, and the diagnosis says that nothing was replayed."""
+    cause, *what = PLANTED[name]
+    first = report_of(*what, replays=False).diagnoses[0]
+    assert first.cause == cause and "nothing was replayed" in " ".join(first.because)
+
+
+def test_a_gradient_that_stops_in_the_middle_is_named() -> None:
+    """Weights that no gradient reaches are listed by name."""
+    report = report_of(Cut, SGD, 1e-3, 1.0)
+    suspects = [s for d in report.diagnoses for s in d.because if "a.weight" in s]
+    assert report.diagnoses[0].cause == "no_gradient" and suspects, str(report)
+
+
+def test_a_watched_loop_replays_too_when_it_is_given_the_loss() -> None:
+    """With the loss function the watch finds the target of each step, and replays the start on copies."""
+    torch.manual_seed(0)
+    model = mlp(edit=closed(24))()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    before = None
+    with relume.watch(model, optimizer, loss=F.cross_entropy) as watch:
+        for _ in range(8):
+            for x, y in batches():
+                loss = F.cross_entropy(model(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                watch.step(loss)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = torch.get_rng_state()
+    first = watch.report().diagnoses[0]
+    assert first.cause == "bias" and len(first.experiments) >= 3
+    assert first.experiments[0].cause is None and first.experiments[0].burden > 0.2
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.CrossEntropyLoss(), F.cross_entropy, lambda o, t: -F.log_softmax(o, 1)[torch.arange(len(t)), t].mean()]
+)
+def test_targets_are_found_in_any_spelling_of_the_loss(loss: Any) -> None:
+    """Modules, functions and hand-written losses all give the true targets, in order."""
+    torch.manual_seed(0)
+    model = mlp()()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with relume.watch(model, optimizer, loss=loss) as watch:
+        for x, y in batches():
+            value = loss(model(x), y)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            watch.step(value)
+    pairs = watch._recorder.first
+    assert len(pairs) >= 10
+    for (given, target), (x, y) in zip(pairs, batches(), strict=False):
+        assert torch.equal(given[0], x) and torch.equal(target, y)
+
+
+def test_a_replay_is_the_same_each_time_and_each_change_changes_something() -> None:
+    """Replays are deterministic, and no change in the table is without effect."""
+    x = [(a * 50 + 3, b.float() * 100) for a, b in batches()]
+    recording = report_of(mlp(nn.Tanh), SGD, 1e-6, 1.0, replays=False).recording
+
+    def start() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(3)
+        model = mlp(nn.Tanh, edit=scaled(0.7))()
+        return model, torch.optim.SGD(model.parameters(), lr=1e-6)
+
+    scene = Scene(start=start, batches=x, loss=lambda o, t: ((o[:, 0] - t) ** 2).mean())
+    control = replay(scene, recording, None, 30).losses
+    assert control == replay(scene, recording, None, 30).losses
+    for change in CHANGES:
+        assert replay(scene, recording, change, 30).losses != control or change.cause == "bias", change.words
+
+
+def test_every_cause_has_its_remedies_and_its_words() -> None:
+    """No cause of the contract is without an entry in the table of remedies."""
+    assert set(get_args(Cause)) == set(REMEDIES_FOR)
+
+
+def test_nothing_recorded_is_a_healthy_report() -> None:
+    """An empty recording gives a report, not an error."""
+    report = relume.Report.of(Recording())
+    assert report.healthy and report.coverage.sites == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(0.0, "0"), (0.123456, "0.12"), (1234.5, "1200"), (3e-9, "3.0e-09"), (2.5e7, "2.5e+07")]
+)
+def test_numbers_have_two_digits(value: float, words: str) -> None:
+    """Sentences carry no more digits than a reader needs."""
+    assert number(value) == words
+
+
+def test_a_checkup_leaves_the_model_bit_identical() -> None:
+    """Buffers, gradients, modes and the random generator stay, with a loss and without."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 4))
+    F.cross_entropy(model(batches()[0][0]), batches()[0][1]).backward()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    state = torch.get_rng_state()
+    for loss in (None, F.cross_entropy):
+        report = relume.checkup(model, batches(), loss)
+        assert report.recording.readings[0].sites["2"].gradient is not None
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(torch.equal(g, p.grad) for g, p in zip(gradients, model.parameters(), strict=True) if p.grad is not None)
+    assert torch.equal(state, torch.get_rng_state()) and model.training

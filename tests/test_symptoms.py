@@ -1,0 +1,234 @@
+"""Every detector finds a network ill by construction, and passes its healthy twin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import relume
+from relume.recording import Recording
+from relume.symptoms import DETECTORS, burden, find
+from relume.training import Training
+
+
+def batches(samples: int = 1024, size: int = 64, scale: float = 1.0, target_scale: float = 1.0) -> list[Any]:
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(samples, 16, generator=rng)
+    y = (x[:, :4].argmax(1) * target_scale).long()
+    return list(zip((x * scale).split(size), y.split(size), strict=True))
+
+
+def mlp(
+    act: Callable[[], nn.Module] = nn.ReLU, depth: int = 3, width: int = 32, edit: Callable[[Any], None] | None = None
+) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        sizes = [16, *[width] * depth]
+        parts = [p for i, o in pairwise(sizes) for p in (nn.Linear(i, o), act())]
+        model = nn.Sequential(*parts, nn.Linear(width, 4))
+        if edit is not None:
+            with torch.no_grad():
+                edit(model)
+        return model
+
+    return make
+
+
+def run(
+    model: Callable[[], nn.Module],
+    lr: float = 1e-3,
+    steps: int = 120,
+    optimizer: Any = torch.optim.Adam,
+    data: list[Any] | None = None,
+) -> relume.Report:
+    training = Training(
+        model=model,
+        optimizer=lambda p: optimizer(p, lr=lr),
+        loss=F.cross_entropy,
+        batches=data if data is not None else batches(),
+        steps=steps,
+    )
+    return relume.diagnose(training, replays=False)
+
+
+def kinds(report: relume.Report) -> set[str]:
+    return {s.kind for d in report.diagnoses if d.severity != "note" for s in d.symptoms}
+
+
+def scaled(std: float) -> Callable[[Any], None]:
+    def edit(model: Any) -> None:
+        for layer in model:
+            if isinstance(layer, nn.Linear):
+                layer.weight.normal_(std=std)
+                layer.bias.zero_()
+
+    return edit
+
+
+def closed(units: int) -> Callable[[Any], None]:
+    return lambda model: model[2].bias[:units].fill_(-50.0)
+
+
+HEALTHY = {
+    "relu": run(mlp()),
+    "relu with momentum": run(mlp(), 0.05, optimizer=lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9)),
+    "tanh": run(mlp(nn.Tanh)),
+    "gelu": run(mlp(nn.GELU)),
+    "elu": run(mlp(nn.ELU)),
+    "leaky relu": run(mlp(nn.LeakyReLU)),
+    "shallow sigmoid": run(mlp(nn.Sigmoid, depth=1), 0.01),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_network_is_given_a_clean_bill(name: str) -> None:
+    """Ordinary networks that learn have no finding, whatever their function."""
+    report = HEALTHY[name]
+    assert report.healthy, str(report)
+    assert report.coverage.watched == report.coverage.sites and len(report.coverage.sites) == len(
+        report.recording.sites
+    )
+
+
+def test_units_closed_by_their_bias_are_born_dead_and_named_exactly() -> None:
+    """The planted units, no other, are dead from the first step on, at their own site."""
+    report = run(mlp(edit=closed(24)))
+    (symptom,) = [s for s in report.symptoms if s.kind == "dead" and s.severity != "note"]
+    assert set(range(24)) <= set(symptom.units) and len(symptom.units) <= 26
+    assert (symptom.site, symptom.born, symptom.since) == ("3", True, 0)
+    assert symptom.evidence["samples"] >= 1000 and symptom.evidence["rate_below"] <= 0.003
+    assert not report.healthy
+
+
+def test_units_killed_by_the_learning_rate_died_and_are_dated() -> None:
+    """At a rate of 1 a ReLU network dies after step 0, and is not called born dead."""
+    report = run(mlp(), lr=1.0)
+    dead = [s for s in report.symptoms if s.kind == "dead" and s.severity != "note"]
+    assert dead and all(not s.born and s.since >= 1 for s in dead)
+
+
+def test_sigmoid_stacks_vanish_and_tanh_stacks_of_the_same_depth_do_not() -> None:
+    """Eight sigmoid layers at Xavier's scale lose the gradient; tanh at the same scale keeps it."""
+
+    def xavier(model: Any) -> None:
+        for layer in model:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_normal_(layer.weight)
+
+    ill = run(mlp(nn.Sigmoid, depth=8, edit=xavier), 0.01, optimizer=torch.optim.SGD)
+    (symptom,) = [s for s in ill.symptoms if s.kind == "vanishing"]
+    # theory: 0.0557 of the energy a layer at Xavier's scale for square layers, as an amplitude 0.236
+    assert symptom.born and symptom.evidence["per_layer"] == pytest.approx(0.236, rel=0.15)
+    assert symptom.severity != "note"
+    assert "vanishing" not in kinds(run(mlp(nn.Tanh, depth=8, edit=xavier), 0.01, optimizer=torch.optim.SGD))
+
+
+def test_tanh_with_large_weights_is_saturated_and_with_sound_ones_is_not() -> None:
+    """Weights of ten times the sound scale saturate tanh from the start."""
+    report = run(mlp(nn.Tanh, edit=scaled(2.0)), 1e-4)
+    assert "saturated" in kinds(report) and all(s.born for s in report.symptoms if s.kind == "saturated")
+    assert "saturated" not in kinds(HEALTHY["tanh"])
+
+
+def test_large_weights_explode_and_their_nan_is_no_death() -> None:
+    """A gradient that grows over depth is exploding; after the NaN no unit is counted as dead."""
+    report = run(mlp(depth=8, edit=scaled(1.0)), 0.1, optimizer=torch.optim.SGD)
+    assert {"exploding", "non_finite"} <= kinds(report) and "dead" not in kinds(report)
+    assert not {"exploding", "non_finite"} & kinds(HEALTHY["relu"])
+
+
+def test_a_step_too_small_does_not_learn_and_a_sound_one_does() -> None:
+    """A rate of 1e-9 leaves the loss where it was."""
+    assert kinds(run(mlp(), 1e-9)) == {"not_learning"}
+    assert "not_learning" not in kinds(HEALTHY["relu"])
+
+
+def with_losses(losses: Any) -> Recording:
+    return Recording(losses=tuple(float(v) for v in losses), steps=len(losses))
+
+
+def test_a_loss_that_leaps_back_again_and_again_oscillates_and_noise_does_not() -> None:
+    """Swings between well below and above the first loss count; a falling noisy loss does not."""
+    rng = np.random.default_rng(0)
+    swinging = np.where(np.arange(200) % 7 < 3, 3.0, 0.4) + 0.01 * rng.standard_normal(200)
+    swinging[:5] = 2.0
+    falling = 2 * np.exp(-np.arange(200) / 60) + 0.3 * rng.random(200)
+    assert [s.kind for s in find(with_losses(swinging))] == ["oscillating"]
+    assert find(with_losses(falling)) == ()
+
+
+def test_a_loss_at_a_plateau_then_falling_is_learning() -> None:
+    """Most of a run without progress is no finding when the loss falls in the end."""
+    losses = np.concatenate([np.full(150, 2.3), np.linspace(2.3, 0.5, 50)]) + 0.01 * np.sin(np.arange(200))
+    assert find(with_losses(losses)) == ()
+
+
+def test_off_centre_is_a_note_and_tanh_is_centred() -> None:
+    """Sigmoid's output is mostly its mean, which is no illness; tanh's is not."""
+    found = [s for s in HEALTHY["shallow sigmoid"].symptoms if s.kind == "off_centre"]
+    assert found and all(s.severity == "note" for s in found)
+    assert not any(s.kind == "off_centre" for s in HEALTHY["tanh"].symptoms)
+
+
+def test_too_few_samples_are_no_verdict() -> None:
+    """A unit silent on 900 samples is not called dead; on 1,000 it is."""
+    model = mlp(edit=closed(32))()
+    x = torch.randn(1000, 16)
+    assert not any(s.kind == "dead" for s in relume.checkup(model, [x[:900]]).symptoms)
+    assert any(s.kind == "dead" for s in relume.checkup(model, [x]).symptoms)
+
+
+def test_dead_units_that_initialisation_explains_are_no_finding() -> None:
+    """Deep ReLU networks at torch's own scale are born with silent units; that is a note."""
+    report = run(mlp(depth=6), 1e-9, steps=60)
+    assert any(s.kind == "dead" and s.born for s in report.symptoms)
+    assert not any(s.kind == "dead" and s.severity != "note" for s in report.symptoms)
+
+
+def test_unit_evidence_ends_where_values_break() -> None:
+    """Readings after the first NaN do not count towards silence."""
+    report = run(mlp(edit=closed(24)))
+    readings = report.recording.readings
+    broken = replace(readings[1], loss=float("nan"))
+    cut = replace(report.recording, readings=(readings[0], broken, *readings[2:]))
+    assert not any(s.kind == "dead" for s in find(cut))
+
+
+def test_burden_orders_what_is_worse() -> None:
+    """More dead units are a greater burden, and a healthy run has next to none."""
+    burdens = []
+    for units in (0, 8, 24, 32):
+        recording = run(mlp(edit=closed(units))).recording
+        burdens.append(burden(recording, find(recording), ("dead",)))
+    assert burdens == sorted(burdens) and burdens[0] < 0.1 < burdens[-1] <= 1
+
+
+def test_every_detector_is_exercised_here() -> None:
+    """A new detector needs a test in this file: its name is looked for."""
+    source = Path(__file__).read_text(encoding="utf-8")
+    for detector in DETECTORS:
+        assert detector.__name__.removeprefix("find_") in source, detector.__name__
+
+
+def test_a_closed_output_is_found() -> None:
+    """A ReLU on the network's own output that is shut for every sample is dead, and critical."""
+
+    def shut(model: Any) -> None:
+        model[-1].weight.abs_().neg_()  # what comes in is positive, so what goes out is negative
+        model[-1].bias.zero_()
+
+    model = nn.Sequential(*mlp(edit=shut)(), nn.ReLU())
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return ((output[:, 0] - target) ** 2).mean()
+
+    report = relume.checkup(model, batches(), loss)
+    assert report.diagnoses[0].cause == "output_activation" and report.diagnoses[0].severity == "critical"
