@@ -37,7 +37,8 @@ class Cut(nn.Module):
 
 
 SGD, ADAM = torch.optim.SGD, torch.optim.Adam
-PLANTED: dict[str, tuple[Cause, Callable[[], nn.Module], Any, float, float]] = {
+Planted = tuple[Cause, Callable[[], nn.Module], Any, float, float]
+PLANTED: dict[str, Planted] = {
     "a rate of 1 with Adam": ("learning_rate_too_high", mlp(), ADAM, 1.0, 1.0),
     "a rate of 20 with SGD": ("learning_rate_too_high", mlp(), SGD, 20.0, 1.0),
     "biases at -50": ("bias", mlp(edit=closed(24)), ADAM, 1e-3, 1.0),
@@ -67,8 +68,8 @@ def report_of(
 @pytest.mark.parametrize("name", PLANTED)
 def test_the_planted_cause_is_named_first(name: str) -> None:
     """Each fault is named, with its numbers, and with a replay where one was made."""
-    cause, *what = PLANTED[name]
-    report = report_of(*what)
+    cause, model, optimizer, lr, scale = PLANTED[name]
+    report = report_of(model, optimizer, lr, scale)
     first = report.diagnoses[0]
     assert first.cause == cause, str(report)
     assert first.severity != "note" and first.remedies == REMEDIES_FOR[cause]
@@ -78,8 +79,8 @@ def test_the_planted_cause_is_named_first(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in PLANTED if n not in ("a rate of 20 with SGD",)])
 def test_rules_alone_propose_the_planted_cause_and_say_that_they_are_alone(name: str) -> None:
     """Without a replay the numbers speak, and the diagnosis says that nothing was replayed."""
-    cause, *what = PLANTED[name]
-    first = report_of(*what, replays=False).diagnoses[0]
+    cause, model, optimizer, lr, scale = PLANTED[name]
+    first = report_of(model, optimizer, lr, scale, replays=False).diagnoses[0]
     assert first.cause == cause and "nothing was replayed" in " ".join(first.because)
 
 

@@ -29,8 +29,8 @@ def batches(samples: int = 1024, size: int = 64, scale: float = 1.0, target_scal
 
 def mlp(
     act: Callable[[], nn.Module] = nn.ReLU, depth: int = 3, width: int = 32, edit: Callable[[Any], None] | None = None
-) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
+) -> Callable[[], nn.Sequential]:
+    def make() -> nn.Sequential:
         sizes = [16, *[width] * depth]
         parts = [p for i, o in pairwise(sizes) for p in (nn.Linear(i, o), act())]
         model = nn.Sequential(*parts, nn.Linear(width, 4))

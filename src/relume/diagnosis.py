@@ -157,7 +157,7 @@ def diagnose(
 
 def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: tuple[Experiment, ...]) -> Diagnosis:
     found = suspicions(recording, complaint)
-    strength = {s.cause: s.strength for s in found}
+    strength: dict[Cause, float] = {s.cause: s.strength for s in found}
     control = next((e for e in experiments if e.cause is None), None)
     mended: dict[Cause, float] = {}
     for e in experiments:
@@ -168,7 +168,7 @@ def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: 
     because: list[str] = []
     cause: Cause = "unknown"
     if proven:
-        seen = {**strength, "learning_rate_too_high": 0.0}
+        seen: dict[Cause, float] = {**strength, "learning_rate_too_high": 0.0}
         cause = max(proven, key=lambda c: mended[c] + SPECIFIC * seen.get(c, 0.0))
         rivals = [c for c in untested if strength[c] >= CERTAIN or strength[c] > SPECIFIC + mended[cause]]
         cause = rivals[0] if rivals else cause

@@ -76,8 +76,8 @@ def suspect_bias(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspic
             best = Suspicion(
                 cause="bias",
                 strength=strength,
-                because=f"The biases of {layer_name(site.layer)} start at {number(bias.mean)} on average (root mean square "
-                f"{number(size)}), while its weighted inputs vary by {number(spread)}.",
+                because=f"The biases of {layer_name(site.layer)} start at {number(bias.mean)} on average (root mean "
+                f"square {number(size)}), while its weighted inputs vary by {number(spread)}.",
             )
     return best
 
@@ -148,7 +148,8 @@ def suspect_rate(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspic
     return Suspicion(
         cause="learning_rate_too_high",
         strength=strength,
-        because=f"Step {step} moved the weights of {layer_name(name.removesuffix('.weight'))} by {number(largest)} of its own size"
+        because=f"Step {step} moved the weights of {layer_name(name.removesuffix('.weight'))} by {number(largest)} of "
+        "their own size"
         + (f" at a learning rate of {number(rate)}" if rate is not None else "")
         + "; about 0.001 is usual.",
     )

@@ -470,8 +470,10 @@ def _from_birth(recording: Recording, steps: NDArray[np.int64]) -> bool:
 
 def gravest(severities: Iterable[Severity]) -> Severity:
     """The worst of some severities; a note where there are none."""
-    found = set(severities)
-    return next((s for s in SEVERITIES if s in found), "note")
+    worst: Severity = "note"
+    for severity in severities:
+        worst = severity if SEVERITIES.index(severity) < SEVERITIES.index(worst) else worst
+    return worst
 
 
 def _at_least(symptom: Symptom, severity: Severity) -> Symptom:
