@@ -142,6 +142,8 @@ def test_clear_cases_read_the_same_with_few_seeds_and_many(
         (runs("c", 0.5, None, None), runs("a", 0.5, 0.6, 0.7), "cured", "Free of NaN or infinity in all 3 seeds"),
         (runs("c", 0.5, None, None), runs("a", None, 0.6, 0.7), "unproven", "Diverges in 1 of 3 seeds"),
         (runs("c", None, None), runs("a", None, None), "no_effect", "Diverges in all 2 seeds, as the untreated"),
+        (runs("c", None, None), runs("a", 0.5, 0.6), "cured", "untreated ill in 2; no seed gives both a score."),
+        (runs("c", None, 0.1), runs("a", 0.5, 0.6), "cured", ", divergence counted as the worst score seen)."),
         # one seed
         (runs("c", 0.5), runs("a", 0.5), "no_effect", "Exactly as the untreated network in the one seed"),
         (runs("c", 0.5, **ILL), runs("a", 0.9), "unproven", "One seed cannot tell an effect from chance: score +0.4"),

@@ -199,7 +199,7 @@ def _verdict(pairs: list[tuple[Run, Run]]) -> tuple[Verdict, str]:
     rescued = [c for c, a in pairs if _diverged(c) and not _diverged(a)]
     score, noise, margin = _scores(pairs)
     certain = seeds >= MIN_SEEDS
-    said = _say(score, seeds)
+    said = _say(score, pairs)
 
     if len(newly) > len(rescued) and 2 * len(newly) >= seeds:
         return "harmed", f"Diverges in {len(newly)} of {_seeds(arms)} in which the untreated network does not."
@@ -318,10 +318,16 @@ def _all(runs: Sequence[Run]) -> str:
     return f"all {len(runs)} seeds" if len(runs) != 1 else "the one seed"
 
 
-def _say(score: Difference, seeds: int) -> str:
-    if seeds < MIN_SEEDS:
+def _say(score: Difference, pairs: list[tuple[Run, Run]]) -> str:
+    """The difference in words; it says so where diverged runs enter it."""
+    if all(_diverged(c) or _diverged(a) for c, a in pairs):
+        return "no seed gives both a score"
+    if len(pairs) < MIN_SEEDS:
         return f"score {score.mean:+.3g}, without an interval"
-    return f"score {score.mean:+.3g} (95 % interval {score.low:+.3g} to {score.high:+.3g})"
+    filled = (
+        ", divergence counted as the worst score seen" if any(_diverged(c) or _diverged(a) for c, a in pairs) else ""
+    )
+    return f"score {score.mean:+.3g} (95 % interval {score.low:+.3g} to {score.high:+.3g}{filled})"
 
 
 def _summary(

@@ -24,7 +24,7 @@ ENGINES = ("auto", "processes", "sequential")
 RETRIES = 2  # of a run whose worker was killed
 WORTHWHILE = 5.0  # seconds of work: a worker takes two or three to start
 
-Report = Callable[[Outcome], None]
+Note = Callable[[Outcome], None]
 
 
 class Sequential:
@@ -34,10 +34,10 @@ class Sequential:
         self._payload = payload
         self.name = f"in this process ({why})" if why else "in this process"
 
-    def run(self, jobs: Sequence[Job], report: Report) -> None:
-        """Run the jobs in order and report each outcome."""
+    def run(self, jobs: Sequence[Job], note: Note) -> None:
+        """Run the jobs in order and hand each outcome on."""
         for job in jobs:
-            report(work(self._payload, job, f"process {os.getpid()}"))
+            note(work(self._payload, job, f"process {os.getpid()}"))
 
 
 class Processes:
@@ -49,8 +49,8 @@ class Processes:
         self._pool: Any = None
         self.name = f"{workers} worker process{'es' * (workers != 1)}"
 
-    def run(self, jobs: Sequence[Job], report: Report) -> None:
-        """Run the jobs and report each outcome as it comes.
+    def run(self, jobs: Sequence[Job], note: Note) -> None:
+        """Run the jobs and hand each outcome on as it comes.
 
         When a worker is killed, the runs that were in a worker are tried again at the end, one at a time, so that a run
         that kills its worker takes no other with it.
@@ -58,14 +58,14 @@ class Processes:
         waiting, crashes = list(jobs), Counter[int]()
         while waiting:
             untouched = [job for job in waiting if not crashes[id(job)]]
-            crashed = self._round(untouched or waiting, self._workers if untouched else 1, waiting, report)
+            crashed = self._round(untouched or waiting, self._workers if untouched else 1, waiting, note)
             for job in crashed:
                 crashes[id(job)] += 1
                 if crashes[id(job)] > RETRIES:
                     waiting.remove(job)
-                    report(Outcome(run=_lost(job, f"its worker was killed {RETRIES + 1} times", self.name)))
+                    note(Outcome(run=_lost(job, f"its worker was killed {RETRIES + 1} times", self.name)))
 
-    def _round(self, jobs: Sequence[Job], at_once: int, waiting: list[Job], report: Report) -> list[Job]:
+    def _round(self, jobs: Sequence[Job], at_once: int, waiting: list[Job], note: Note) -> list[Job]:
         """Run jobs until all are done, or a worker is killed: then those that were in a worker."""
         from concurrent.futures import FIRST_COMPLETED, Future, wait
 
@@ -85,12 +85,12 @@ class Processes:
                     broken = True
                     continue
                 waiting.remove(running.pop(future))
-                report(future.result())
+                note(future.result())
             if broken:
                 wait(running)
                 for future in [future for future in running if future.exception() is None]:
                     waiting.remove(running.pop(future))
-                    report(future.result())
+                    note(future.result())
                 self.close()
                 return list(running.values())
         return []
