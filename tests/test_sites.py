@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from relume.activations import ACTIVATIONS
 from relume.nn import module
-from relume.sites import NOT_SITES, Trace, find_sites
+from relume.sites import Trace, find_sites
 
 X = torch.linspace(-1, 1, 24).reshape(4, 6)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +11,19 @@ from relume.errors import DataError
 from relume.interventions import LONGEST_REPLAY, Scene, first_batches, report_on
 from relume.recorder import Recorder
 from relume.report import Report
-from relume.training import Stream, Training, build, call, device_of, isolated_rng, one_thread, to_device, train
+from relume.training import (
+    Stream,
+    Training,
+    build,
+    call,
+    device_of,
+    fresh,
+    isolated_rng,
+    one_thread,
+    require_steps,
+    to_device,
+    train,
+)
 from relume.watch import watch
 
 DIAGNOSING = 0.5  # share of the time that reading may take where reading is the purpose of the run
@@ -23,23 +34,30 @@ def diagnose(training: Training, steps: int | None = None, seed: int = 0, *, rep
     """Train a fresh network under a watch and say what is wrong with it, and why.
 
     `steps` defaults to the training's own. The run is the untreated control that `trial` trains with that seed.
+    Ctrl-C ends the run early: the report is then on what was seen, and `report.recording.finished` is False.
     Raises TrainingError or DataError when the training cannot run.
 
         report = relume.diagnose(training)
         print(report)
     """
-    steps = steps or training.steps
+    steps = training.steps if steps is None else require_steps(steps)
     with isolated_rng(), one_thread():
-        model, optimizer = build(training, seed)
-        stream = Stream(copy.deepcopy(training.batches), seed)
-        with watch(model, optimizer, budget=DIAGNOSING) as watching:
-            train(training, model, optimizer, stream, steps, watch=watching)
+        copied = fresh(training)
+        model, optimizer = build(copied, seed)
+        watching = watch(model, optimizer, budget=DIAGNOSING)
+        try:
+            with watching:
+                train(copied, model, optimizer, Stream(copied.batches, seed), steps, watch=watching)
+        except KeyboardInterrupt:
+            replays = False
+            if not watching.recording.readings:
+                raise
         return report_on(watching.recording, scene_of(training, seed) if replays else None)
 
 
 def scene_of(training: Training, seed: int) -> Scene:
     """The scene of a training with this seed: its first network and its first batches."""
-    stream = Stream(copy.deepcopy(training.batches), seed)
+    stream = Stream(fresh(training).batches, seed)
     model, _ = build(training, seed)
     batches = [to_device(batch, device_of(model)) for batch in first_batches(stream, LONGEST_REPLAY)]
     return Scene(start=lambda: build(training, seed), batches=batches, loss=training.loss)

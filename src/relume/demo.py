@@ -81,9 +81,9 @@ def run(
     """The whole job: diagnose, try every remedy, adopt the proven one."""
     stage = on_stage or (lambda text: None)
     example = training()
-    stage("training a network and watching its units")
+    stage("watching a network of 4 x 128 ReLU units learn handwritten digits")
     report = diagnose(example)
-    stage("trying every remedy beside the untreated network")
+    stage(f"trying every remedy beside the untreated network, {seeds} seeds each")
     tried = trial(example, seeds=seeds, on_progress=on_progress, report=report)
     stage("training the healed network on a fresh seed")
     healed = heal(example, report=report, trial=tried)

@@ -158,6 +158,7 @@ def diagnose(
 def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: tuple[Experiment, ...]) -> Diagnosis:
     found = suspicions(recording, complaint)
     strength: dict[Cause, float] = {s.cause: s.strength for s in found}
+    specific = {c: s for c, s in strength.items() if c != "learning_rate_too_high"}
     control = next((e for e in experiments if e.cause is None), None)
     mended: dict[Cause, float] = {}
     for e in experiments:
@@ -168,12 +169,11 @@ def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: 
     because: list[str] = []
     cause: Cause = "unknown"
     if proven:
-        seen: dict[Cause, float] = {**strength, "learning_rate_too_high": 0.0}
-        cause = max(proven, key=lambda c: mended[c] + SPECIFIC * seen.get(c, 0.0))
+        cause = max(proven, key=lambda c: mended[c] + SPECIFIC * specific.get(c, 0.0))
         rivals = [c for c in untested if strength[c] >= CERTAIN or strength[c] > SPECIFIC + mended[cause]]
         cause = rivals[0] if rivals else cause
     elif untested:
-        cause = max(untested, key=lambda c: strength[c])
+        cause = untested[0]  # the strongest: suspicions come sorted
     elif not experiments and found:
         cause = found[0].cause
     because += [s.because for s in found if s.cause == cause]

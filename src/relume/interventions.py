@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from relume.diagnosis import PLAIN, Experiment, burden_of, complaints, measure_of
-from relume.recorder import Recorder
+from relume.recorder import KEPT_BYTES, Recorder
 from relume.recording import Recording
 from relume.report import Report
 from relume.suspicions import Cause, sound_gain, suspicions, usual_update
@@ -279,5 +279,12 @@ def report_on(recording: Recording, scene: Scene | None = None) -> Report:
 
 
 def first_batches(stream: Iterator[Any], count: int) -> list[Batch]:
-    """The first batches of a stream, as pairs."""
-    return [split(batch) for batch in islice(stream, count)]
+    """The first batches of a stream, as pairs; fewer where they would take more than `KEPT_BYTES`."""
+    found: list[Batch] = []
+    size = 0
+    for batch in islice(stream, count):
+        found.append(split(batch))
+        size += sum(t.numel() * t.element_size() for t in tensors(batch))
+        if size > KEPT_BYTES:
+            break
+    return found

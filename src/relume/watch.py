@@ -82,7 +82,8 @@ class watch:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None:
-            self._recorder.note = f"stopped by {type(error).__name__}: {error}".rstrip(": ")
+            stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else f"stopped by {type(error).__name__}"
+            self._recorder.note = f"{stopped} at step {self._recorder.step}: {error}".rstrip(": ")
         self._guarded(self._close, error is None)
 
     def step(self, loss: Tensor | float | None = None) -> None:
