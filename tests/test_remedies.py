@@ -310,6 +310,24 @@ def test_recycled_units_live_again(name: str):
         assert bool((shares[site][:2] >= 0.2).all() & (shares[site][:2] <= 0.8).all())
 
 
+def test_recycled_units_behind_a_norm_start_from_fresh_statistics():
+    """With inputs far from zero, stale running statistics would hold a redrawn unit open or shut."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    x = torch.randn(64, 6) + 10
+    train(model, adam(model), x, 3)
+    with torch.no_grad():
+        part(model, "1").bias[:4] = -30
+
+    treated = treat(model, None, "recycle", example_input=x, trained=True)
+
+    z = treated.model[:2].eval()(x) if isinstance(treated.model, nn.Sequential) else x
+    assert treated.output_change is not None
+    assert treated.output_change <= 1e-6
+    assert ((z[:, :4] > 0).float().mean(0) - 0.5).abs().max() <= 0.3
+    assert torch.equal(part(treated.model, "1").running_mean[4:], part(model, "1").running_mean[4:])
+
+
 def test_recycling_clears_moments_of_the_recycled_only():
     """Adam's moments are zero for redrawn rows and cut columns, and what they were elsewhere."""
     model, optimizer, x = died()
@@ -420,6 +438,43 @@ def test_scaled_inputs_reach_the_first_layer(trained: bool):
 
     assert torch.allclose(read[0].std(0, correction=0), torch.ones(6), atol=1e-3)
     assert treated.keeps_function is trained
+
+
+def test_reset_bias_clears_the_momentum_of_the_bias():
+    """What drove the bias there must not drive it on; other moments stay."""
+    model, x = mlp(0)
+    optimizer = adam(model)
+    train(model, optimizer, x, 3)
+
+    treated = treat(model, optimizer, "reset_bias", example_input=x)
+
+    assert treated.optimizer is not None
+    assert not bool(treated.optimizer.state[treated.model.get_parameter("0.bias")]["exp_avg"].any())
+    assert bool(treated.optimizer.state[treated.model.get_parameter("0.weight")]["exp_avg"].any())
+
+
+class Augmenting(nn.Module):
+    """Draws from NumPy and Python in its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(0)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + np.random.rand() + random.random()
+
+
+def test_all_generators_are_left_as_they_were():
+    """A model that draws from NumPy and Python is followed without moving either generator."""
+    np.random.seed(0)
+    random.seed(0)
+    expected = np.random.rand(), random.random()
+    np.random.seed(0)
+    random.seed(0)
+
+    treat(Augmenting(), None, "leaky_relu", ["net.1"], example_input=mlp(0)[1])
+
+    assert (np.random.rand(), random.random()) == expected
 
 
 def test_reset_bias_frees_units_that_a_bias_shut():

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -28,19 +25,6 @@ _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
 # copies -------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def same_dice() -> Iterator[None]:
-    """Puts the global random generators of torch, NumPy and Python back on the way out."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else ()
-    others = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        np.random.set_state(others[0])
-        random.setstate(others[1])
 
 
 def duplicate(model: nn.Module, optimizer: Optimizer | None) -> tuple[nn.Module, Optimizer | None]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import re
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -318,6 +321,19 @@ def all_tensors(value: Any) -> Iterator[Tensor]:
 # running a network --------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def same_dice() -> Iterator[None]:
+    """Puts the global random generators of torch, NumPy and Python back on the way out."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else ()
+    others = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        np.random.set_state(others[0])
+        random.setstate(others[1])
+
+
 def run(model: nn.Module, inputs: Any) -> Any:
     """The model's output; a tuple or a dict is passed on as the model's arguments."""
     if isinstance(inputs, Mapping):
@@ -339,10 +355,12 @@ def follow(model: nn.Module, inputs: Any, observe: Observer | None = None, *, tr
 def outputs(model: nn.Module, batches: Iterable[Any], *, training: bool = False) -> list[Tensor]:
     """The floating point outputs on each batch, with the same random numbers every time; nothing is changed."""
     found = []
-    with undisturbed(model), torch.no_grad():
+    with same_dice(), undisturbed(model), torch.no_grad():
         model.train(training)
         for inputs in batches:
             torch.manual_seed(0)
+            np.random.seed(0)
+            random.seed(0)
             found += [t.detach().clone() for t in all_tensors(run(model, inputs)) if t.is_floating_point()]
     return found
 

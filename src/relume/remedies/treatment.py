@@ -16,9 +16,8 @@ from relume.remedies.table import REMEDIES
 from relume.surgery import (
     KEEPS_FUNCTION,
     duplicate,
-    same_dice,
 )
-from relume.wiring import guess_input, output_change, outputs, require_runs
+from relume.wiring import guess_input, output_change, outputs, require_runs, same_dice
 
 
 def treat(
@@ -41,6 +40,8 @@ def treat(
 
     Raises RemedyError where the remedy is unknown or cannot be applied, SiteError for a site that is not there.
 
+    >>> import torch
+    >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> treated = treat(model, optimizer, "prelu")
