@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from relume.cli import main
 
 GOOD = """
+import sys
 import torch
 from torch import nn
 import relume
@@ -65,8 +66,8 @@ class Loud(list):
     def __iter__(self):
         self.passes += 1
         if self.passes == 5:
-            print("fifth pass", file=sys.stderr, flush=True)
-        return super().__iter__()
+            print("fifth", "pass", file=sys.stderr, flush=True)
+        return list.__iter__(self)
 
 long = training_with(steps=100_000, batches=Loud(healthy.batches))
 """

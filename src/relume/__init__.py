@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from relume.report import Healed, Report, Trial
     from relume.sites import find_sites
     from relume.training import Training
-    from relume.trial import trial
+    from relume.trial import compare, trial
     from relume.watch import watch
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "activation",
     "activations",
     "checkup",
+    "compare",
     "diagnose",
     "find_sites",
     "heal",
@@ -46,6 +47,7 @@ _HOMES = {
     "activation": "relume.activations",
     "activations": "relume.activations",
     "checkup": "relume.checkup",
+    "compare": "relume.trial",
     "diagnose": "relume.checkup",
     "find_sites": "relume.sites",
     "heal": "relume.heal",
@@ -71,7 +73,7 @@ class _Package(ModuleType):
             super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *__all__})
+        return sorted({*__all__, *(name for name in super().__dir__() if name.startswith("__"))})
 
 
 sys.modules[__name__].__class__ = _Package

@@ -168,8 +168,13 @@ def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: 
     untested: list[Cause] = [s.cause for s in found if s.cause not in mended and s.strength >= PLAIN]
     because: list[str] = []
     cause: Cause = "unknown"
+
+    def merit(c: Cause) -> float:
+        return mended[c] + SPECIFIC * specific.get(c, 0.0)
+
     if proven:
-        cause = max(proven, key=lambda c: mended[c] + SPECIFIC * specific.get(c, 0.0))
+        proven.sort(key=merit)
+        cause = proven[-1]
         rivals = [c for c in untested if strength[c] >= CERTAIN or strength[c] > SPECIFIC + mended[cause]]
         cause = rivals[0] if rivals else cause
     elif untested:
