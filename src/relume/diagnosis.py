@@ -173,9 +173,8 @@ def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: 
         return mended[c] + SPECIFIC * specific.get(c, 0.0)
 
     if proven:
-        proven.sort(key=merit)
-        cause = proven[-1]
-        rivals = [c for c in untested if strength[c] >= CERTAIN or strength[c] > SPECIFIC + mended[cause]]
+        cause = max(proven, key=merit)
+        rivals: list[Cause] = [c for c in untested if strength[c] >= CERTAIN or strength[c] > SPECIFIC + mended[cause]]
         cause = rivals[0] if rivals else cause
     elif untested:
         cause = untested[0]  # the strongest: suspicions come sorted
