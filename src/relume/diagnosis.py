@@ -64,7 +64,7 @@ REMEDIES_FOR: Mapping[Cause, tuple[str, ...]] = {
     "bias": ("reset_bias", "recycle", "he_init", "batch_norm", "leaky_relu"),
     "unscaled_inputs": ("scale_inputs", "batch_norm", "lower_learning_rate"),
     "unscaled_targets": ("lower_learning_rate", "clip_gradients", "batch_norm"),
-    "saturating_activation": ("batch_norm", "elu", "leaky_relu", "xavier_init", "smaller_network"),
+    "saturating_activation": ("batch_norm", "elu", "leaky_relu", "tanh", "xavier_init", "smaller_network"),
     "unbounded_activation": ("elu", "softplus", "batch_norm", "clip_gradients"),
     "narrow_and_deep": ("batch_norm", "prelu", "leaky_relu", "elu", "smaller_network"),
     "output_activation": ("lower_learning_rate",),

@@ -16,7 +16,7 @@ from relume.surgery import (
 )
 from relume.wiring import follow
 
-LR_DIVISOR = 10.0  # one step of the usual log grid; Bengio 2012 (arXiv:1206.5533), section 3.1
+LR_FACTOR = 10.0  # one step of the usual log grid; Bengio 2012 (arXiv:1206.5533), section 3.1
 CLIP_NORM = 1.0  # Pascanu, Mikolov & Bengio 2013 (arXiv:1211.5063); 1 is what language models have settled on
 
 
@@ -29,13 +29,20 @@ def _require_optimizer(network: Network, what: str) -> Optimizer:
 
 
 def lower_learning_rate(network: Network) -> Edit:
-    optimizer = _require_optimizer(network, "lower_learning_rate")
+    return _times(_require_optimizer(network, "lower_learning_rate"), 1 / LR_FACTOR)
+
+
+def raise_learning_rate(network: Network) -> Edit:
+    return _times(_require_optimizer(network, "raise_learning_rate"), LR_FACTOR)
+
+
+def _times(optimizer: Optimizer, factor: float) -> Edit:
     changes = {}
     for number, group in enumerate(optimizer.param_groups):
         before = float(group["lr"])
         for key in ("lr", "initial_lr"):  # a scheduler made for the copy starts from initial_lr
             if key in group:
-                group[key] = group[key] / LR_DIVISOR
+                group[key] = group[key] * factor
         changes[f"parameter group {number}"] = f"learning rate {before:.3g} became {float(group['lr']):.3g}"
     return Edit(changes=changes, keeps_function=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from relume.remedies.functions import elu, leaky_relu, mixed_activations, prelu, softplus, tanh
 from relume.remedies.norms import batch_norm, layer_norm
 from relume.remedies.record import Remedy, snippet
-from relume.remedies.steps import clip_gradients, lower_learning_rate, scale_inputs
+from relume.remedies.steps import clip_gradients, lower_learning_rate, raise_learning_rate, scale_inputs
 from relume.remedies.units import recycle, smaller_network
 from relume.remedies.weights import he_init, lsuv_init, reset_bias, xavier_init
 
@@ -128,6 +128,15 @@ _TABLE = (
         apply=lower_learning_rate,
         when="Steps are so large that they knock units out. It prevents death and revives nothing.",
         code='for group in optimizer.param_groups:\n    group["lr"] = group["lr"] / 10',
+        paper="Bengio 2012, Practical recommendations for gradient-based training, arXiv:1206.5533",
+    ),
+    Remedy(
+        name="raise_learning_rate",
+        title="Ten times the learning rate",
+        family="optimizer",
+        apply=raise_learning_rate,
+        when="The loss hardly moves, and a step changes the weights by far less than a thousandth of their size.",
+        code='for group in optimizer.param_groups:\n    group["lr"] = group["lr"] * 10',
         paper="Bengio 2012, Practical recommendations for gradient-based training, arXiv:1206.5533",
     ),
     Remedy(
