@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -77,21 +78,26 @@ def closed(units: int) -> Callable[[Any], None]:
     return lambda model: model[2].bias[:units].fill_(-50.0)
 
 
-HEALTHY = {
-    "relu": run(mlp()),
-    "relu with momentum": run(mlp(), 0.05, optimizer=lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9)),
-    "tanh": run(mlp(nn.Tanh)),
-    "gelu": run(mlp(nn.GELU)),
-    "elu": run(mlp(nn.ELU)),
-    "leaky relu": run(mlp(nn.LeakyReLU)),
-    "shallow sigmoid": run(mlp(nn.Sigmoid, depth=1), 0.01),
+HEALTHY: dict[str, Callable[[], relume.Report]] = {
+    "relu": lambda: run(mlp()),
+    "relu with momentum": lambda: run(mlp(), 0.05, optimizer=lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9)),
+    "tanh": lambda: run(mlp(nn.Tanh)),
+    "gelu": lambda: run(mlp(nn.GELU)),
+    "elu": lambda: run(mlp(nn.ELU)),
+    "leaky relu": lambda: run(mlp(nn.LeakyReLU)),
+    "shallow sigmoid": lambda: run(mlp(nn.Sigmoid, depth=1), 0.01),
 }
+
+
+@cache
+def healthy(name: str) -> relume.Report:
+    return HEALTHY[name]()
 
 
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_healthy_network_is_given_a_clean_bill(name: str) -> None:
     """Ordinary networks that learn have no finding, whatever their function."""
-    report = HEALTHY[name]
+    report = healthy(name)
     assert report.healthy, str(report)
     assert report.coverage.watched == report.coverage.sites and len(report.coverage.sites) == len(
         report.recording.sites
@@ -135,20 +141,20 @@ def test_tanh_with_large_weights_is_saturated_and_with_sound_ones_is_not() -> No
     """Weights of ten times the sound scale saturate tanh from the start."""
     report = run(mlp(nn.Tanh, edit=scaled(2.0)), 1e-4)
     assert "saturated" in kinds(report) and all(s.born for s in report.symptoms if s.kind == "saturated")
-    assert "saturated" not in kinds(HEALTHY["tanh"])
+    assert "saturated" not in kinds(healthy("tanh"))
 
 
 def test_large_weights_explode_and_their_nan_is_no_death() -> None:
     """A gradient that grows over depth is exploding; after the NaN no unit is counted as dead."""
     report = run(mlp(depth=8, edit=scaled(1.0)), 0.1, optimizer=torch.optim.SGD)
     assert {"exploding", "non_finite"} <= kinds(report) and "dead" not in kinds(report)
-    assert not {"exploding", "non_finite"} & kinds(HEALTHY["relu"])
+    assert not {"exploding", "non_finite"} & kinds(healthy("relu"))
 
 
 def test_a_step_too_small_does_not_learn_and_a_sound_one_does() -> None:
     """A rate of 1e-9 leaves the loss where it was."""
     assert kinds(run(mlp(), 1e-9)) == {"not_learning"}
-    assert "not_learning" not in kinds(HEALTHY["relu"])
+    assert "not_learning" not in kinds(healthy("relu"))
 
 
 def with_losses(losses: Any) -> Recording:
@@ -173,9 +179,9 @@ def test_a_loss_at_a_plateau_then_falling_is_learning() -> None:
 
 def test_off_centre_is_a_note_and_tanh_is_centred() -> None:
     """Sigmoid's output is mostly its mean, which is no illness; tanh's is not."""
-    found = [s for s in HEALTHY["shallow sigmoid"].symptoms if s.kind == "off_centre"]
+    found = [s for s in healthy("shallow sigmoid").symptoms if s.kind == "off_centre"]
     assert found and all(s.severity == "note" for s in found)
-    assert not any(s.kind == "off_centre" for s in HEALTHY["tanh"].symptoms)
+    assert not any(s.kind == "off_centre" for s in healthy("tanh").symptoms)
 
 
 def test_too_few_samples_are_no_verdict() -> None:
