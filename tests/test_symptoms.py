@@ -238,3 +238,36 @@ def test_a_closed_output_is_found() -> None:
 
     report = relume.checkup(model, batches(), loss)
     assert report.diagnoses[0].cause == "output_activation" and report.diagnoses[0].severity == "critical"
+
+
+class Cut(nn.Module):
+    """Two layers; the gradient stops between them, or the second starts at zero."""
+
+    def __init__(self, *, detach: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 32), nn.Linear(32, 4)
+        nn.init.zeros_(self.b.weight)
+        self.detach = detach
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.a(x))
+        return self.b(h.detach() if self.detach else h)
+
+
+def test_a_layer_cut_off_from_the_gradient_is_found_although_the_loss_falls() -> None:
+    """A detach in the middle is a finding; a layer that gets no gradient in the first step only is none."""
+    cut_off = run(lambda: Cut(detach=True), 0.01)
+    assert [(s.kind, s.site) for s in cut_off.symptoms if s.severity != "note"] == [("not_learning", "relu")]
+    assert cut_off.diagnoses[0].cause == "no_gradient" and not cut_off.healthy
+    assert run(lambda: Cut(detach=False), 0.01).healthy
+
+
+def test_a_frozen_layer_is_normal() -> None:
+    """Weights that are not to be trained need no gradient."""
+
+    def frozen() -> nn.Module:
+        model = mlp()()
+        model[0].requires_grad_(False)
+        return model
+
+    assert run(frozen, 0.01).healthy

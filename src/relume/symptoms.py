@@ -28,6 +28,7 @@ SATURATED_SAMPLES = 0.5  # of a unit's samples on a flat end, where both ends ar
 GRADIENT_RATIO = 1e3  # first to last site; float16's whole normal range is 1e4, and AutoTrainer (ICSE 2021) uses 1e3
 ORDERS = 12  # of magnitude between a gradient that trains and one that is as good as none; a scale, not a test
 FEWEST_SITES = 3  # below that a ratio of gradients says nothing about depth
+FEWEST_READINGS = 3  # without a gradient: a branch that starts at zero gets its first one a step later
 LEAPS = 3  # back above the first loss: once is a spike, twice a restart
 FEWEST_LOSSES = 40  # to tell a loss that falls from one that does not
 # Severity ----------------------------------------------------------------------------------------------------------
@@ -403,6 +404,23 @@ def find_not_learning(recording: Recording) -> Iterator[Symptom]:
         )  # fmt: skip
 
 
+def find_cut_off(recording: Recording) -> Iterator[Symptom]:
+    """Layers that run, could be trained, and never get a gradient, though no closed or saturated layer blocks it."""
+    readings = [r for r in _sound(recording) if any(w.gradient is not None for w in r.weights.values())]
+    if len(readings) < FEWEST_READINGS:
+        return
+    reached = {name for reading in readings for name, weight in reading.weights.items() if weight.gradient}
+    sites = [s for s in recording.sites if s.weight in readings[0].weights and s.weight not in reached]
+    blocked = [s for s in (*find_dead(recording), *find_saturated(recording)) if s.share >= CLOSED_SITE]
+    if blocked or any(find_vanishing(recording)):
+        return
+    for site in sites:
+        yield Symptom(
+            kind="not_learning", site=site.name, units=tuple(range(site.units)), born=True,
+            evidence={"readings_without_gradient": float(len(readings))}, severity="warning",
+        )  # fmt: skip
+
+
 def find_oscillating(recording: Recording) -> Iterator[Symptom]:
     """A loss that falls well below its first value and leaps back above it, again and again in the second half."""
     losses = np.asarray(recording.losses, dtype=float)
@@ -428,6 +446,7 @@ DETECTORS: tuple[Callable[[Recording], Iterator[Symptom]], ...] = (
     find_exploding,
     find_vanishing,
     find_not_learning,
+    find_cut_off,
     find_oscillating,
     find_off_centre,
 )
