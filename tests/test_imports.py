@@ -24,6 +24,8 @@ ORDER = (
     "verdicts",
     "report",
     "nn",
+    "randomness",
+    "nested",
     "sites",
     "probe",
     "targets",

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from relume.errors import RemedyError
 from relume.grafts import Rewritten, graft
+from relume.nested import call
 from relume.sites import find_sites
 from relume.surgery import duplicate, forget, narrow, register, select
-from relume.wiring import Wiring, follow, guess_input, output_change, outputs, run
+from relume.wiring import Wiring, follow, guess_input, output_change, outputs
 
 torch.set_num_threads(1)
 
@@ -47,7 +48,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Any, steps: int
 
     def closure() -> Any:
         optimizer.zero_grad()
-        found = run(model, x)
+        found = call(model, x)
         parts = found if isinstance(found, tuple) else (found,)
         loss = torch.stack([(y - 1).square().mean() for y in parts]).sum()
         loss.backward()

@@ -13,17 +13,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from relume.errors import DataError, TrainingError
+from relume.nested import call
+from relume.randomness import isolated_rng, one_thread, seed_all
 from relume.training import (
     Stream,
     Training,
     build,
-    call,
     check,
-    isolated_rng,
-    one_thread,
     require_finite,
     score,
-    seed_all,
     split,
     to_device,
     train,

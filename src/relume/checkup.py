@@ -9,17 +9,16 @@ from torch import nn
 
 from relume.errors import DataError
 from relume.interventions import LONGEST_REPLAY, Scene, first_batches, report_on
+from relume.nested import call
+from relume.randomness import isolated_rng, one_thread
 from relume.recorder import Recorder
 from relume.report import Report
 from relume.training import (
     Stream,
     Training,
     build,
-    call,
     device_of,
     fresh,
-    isolated_rng,
-    one_thread,
     require_steps,
     to_device,
     train,

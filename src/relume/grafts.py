@@ -16,12 +16,13 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from relume.activations import ACTIVATIONS
+from relume.nested import call
 from relume.nn import module as catalogue_module
 from relume.nn import resolve
 from relume.recording import Site
 from relume.sites import NOT_SITES, Call, Trace, undisturbed
 from relume.surgery import KEEPS_FUNCTION
-from relume.wiring import Place, Wiring, follow, output_change, outputs, run
+from relume.wiring import Place, Wiring, follow, output_change, outputs
 
 Maker = Callable[[Sequence[Place]], nn.Module]
 
@@ -182,7 +183,7 @@ def _arguments(model: nn.Module, path: str, inputs: Any) -> dict[str, Any]:
     try:
         with undisturbed(model), torch.no_grad():
             model.eval()
-            run(model, inputs)
+            call(model, inputs)
     finally:
         handle.remove()
     args, kwargs = seen[0]

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from relume.diagnosis import PLAIN, Experiment, burden_of, complaints, measure_of
+from relume.nested import call, first_float, tensors
+from relume.randomness import isolated_rng
 from relume.recorder import KEPT_BYTES, Recorder
 from relume.recording import Recording
 from relume.report import Report
 from relume.suspicions import Cause, sound_gain, suspicions, usual_update
 from relume.symptoms import Symptom, find
-from relume.training import call, isolated_rng, split, tensors
+from relume.training import split
 
 REPLAY_STEPS = 100  # enough for units killed by a high learning rate to show; 80-140 ms on a small network
 LONGEST_REPLAY = 300
@@ -162,7 +164,7 @@ def _sound_scale(recording: Recording, model: nn.Module, optimizer: Optimizer) -
 
 
 def _standardise(batches: Sequence[Batch], place: int) -> Sequence[Batch]:
-    firsts = [t for batch in batches if (t := _float_tensor(batch[place])) is not None]
+    firsts = [t for batch in batches if (t := first_float(batch[place])) is not None]
     if not firsts:
         return batches
     values = torch.cat([t.detach().float().reshape(-1) for t in firsts])
@@ -177,10 +179,6 @@ def _standardise(batches: Sequence[Batch], place: int) -> Sequence[Batch]:
         return {k: scaled(v) for k, v in value.items()} if isinstance(value, dict) else value
 
     return [tuple(scaled(part) if i == place else part for i, part in enumerate(batch)) for batch in batches]  # type: ignore[misc]
-
-
-def _float_tensor(value: Any) -> Tensor | None:
-    return next((t for t in tensors(value) if t.is_floating_point()), None)
 
 
 def _relu_instead(recording: Recording, model: nn.Module, optimizer: Optimizer) -> None:

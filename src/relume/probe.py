@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from relume.activations import ACTIVATIONS
+from relume.nested import first_float
 from relume.recording import InitialWeight, InputReading, Reading, Site, SiteReading, WeightReading
 from relume.sites import Call, Trace
 
@@ -58,7 +59,7 @@ class Probe:
 
     def read_input(self, args: Any) -> None:
         """Read the batch that goes in: the first floating point tensor among the arguments."""
-        tensor = next((t for t in flatten(args) if t.is_floating_point()), None)
+        tensor = first_float(args)
         if tensor is not None:
             x = tensor.detach().float()
             bad = ~torch.isfinite(x)
@@ -68,7 +69,7 @@ class Probe:
 
     def read_output(self, output: Any) -> None:
         """Read what the network gives back."""
-        tensor = next((t for t in flatten(output) if t.is_floating_point()), None)
+        tensor = first_float(output)
         if tensor is not None:
             self._output = tensor.detach().float().square().mean().sqrt()
 
@@ -207,17 +208,6 @@ def _mean(x: Tensor, rest: list[int]) -> Tensor:
 
 def _all(x: Tensor, rest: list[int]) -> Tensor:
     return x.float().amin(rest) > 0 if rest else x
-
-
-def flatten(values: Any) -> Iterable[Tensor]:
-    """The tensors in a value, in tuples, lists and dicts too."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, dict):
-        yield from flatten(tuple(values.values()))
-    elif isinstance(values, (tuple, list)):
-        for value in values:
-            yield from flatten(value)
 
 
 def _as_tensor(loss: Any) -> Tensor | None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from relume.probe import Probe, flatten, initial_weights
+from relume.nested import first_float
+from relume.probe import Probe, initial_weights
 from relume.recording import Reading, Recording, Site
 from relume.sites import undisturbed
 from relume.targets import TargetFinder
@@ -223,8 +224,8 @@ def _as_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _random_direction(output: Any) -> Tensor:
-    tensor = next((t for t in flatten(output) if t.is_floating_point()), torch.zeros(()))
-    return (tensor * torch.randn_like(tensor)).sum()
+    tensor = first_float(output)
+    return torch.zeros(()) if tensor is None else (tensor * torch.randn_like(tensor)).sum()
 
 
 def _extent(value: Any) -> tuple[int, int]:

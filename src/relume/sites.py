@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from relume.activations import ACTIVATIONS, Activation
+from relume.randomness import isolated_rng
 from relume.recording import Site
 
 # Rows of the catalogue that are no sites: a call of torch.exp is arithmetic far more often than an activation.
@@ -330,7 +331,7 @@ def _parameters_of(name: str, args: Any, kwargs: Any) -> tuple[dict[str, float],
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Leaves the model and torch's random generators bit-identical: buffers, modes and gradients are put back."""
+    """Leaves the model and the global random generators bit-identical: buffers, modes and gradients are put back."""
     buffers = [
         (module, name, buffer, buffer.detach().clone())
         for module in model.modules()
@@ -338,9 +339,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     ]
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(p, p.grad) for p in model.parameters()]
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+        with isolated_rng():
             yield
     finally:
         with torch.no_grad():

@@ -12,8 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from relume.errors import RemedyError
+from relume.nested import call
 from relume.sites import undisturbed
-from relume.wiring import Layer, run
+from relume.wiring import Layer
 
 # "Keeps the function": outputs move by at most this share of their standard deviation, in float32 and eval mode.
 KEEPS_FUNCTION = 1e-5
@@ -184,7 +185,7 @@ def constants(model: nn.Module, layer: Layer, batches: Sequence[Any]) -> list[tu
         with undisturbed(model), torch.no_grad():
             model.eval()
             for inputs in batches:
-                run(model, inputs)
+                call(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
-from relume.probe import flatten
+from relume.nested import tensors
 
 
 class TargetFinder:
@@ -69,14 +69,14 @@ class _Meetings(TorchFunctionMode):
     def __init__(self, output: Any) -> None:
         super().__init__()
         self.met: list[Tensor] = []
-        self._known = {id(t): t for t in flatten(output)}
+        self._known = {id(t): t for t in tensors(output)}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if len(self._known) < 32 and isinstance(result, Tensor):  # a loss is a few calls; backward and the step follow
-            tensors = list(flatten((args, tuple((kwargs or {}).values()))))
-            if any(id(t) in self._known for t in tensors):
-                self.met += [t for t in tensors if id(t) not in self._known and not t.requires_grad]
+            met = list(tensors((args, tuple((kwargs or {}).values()))))
+            if any(id(t) in self._known for t in met):
+                self.met += [t for t in met if id(t) not in self._known and not t.requires_grad]
                 self._known[id(result)] = result
         return result
 

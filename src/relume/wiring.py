@@ -6,8 +6,7 @@ import random
 import re
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from relume.errors import RemedyError
+from relume.nested import call, tensors
+from relume.randomness import isolated_rng
 from relume.sites import Call, Observer, Trace, undisturbed
 
 # Operations that treat every element alike: a unit stays where it is.
@@ -112,9 +113,9 @@ class Wiring(Trace):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = list(all_tensors((args, kwargs)))
-        links = [(t, link) for t in tensors if (link := self._link(t)) is not None]
-        through = any(self._has_passed(t) for t in tensors)
+        taken = list(tensors((args, kwargs)))
+        links = [(t, link) for t in taken if (link := self._link(t)) is not None]
+        through = any(self._has_passed(t) for t in taken)
         shapes = [tuple(t.shape) for t, _ in links]
         made = len(self.calls)
         result = super().__torch_function__(func, types, args, kwargs)
@@ -122,21 +123,21 @@ class Wiring(Trace):
         if not isinstance(out, Tensor):
             return result
         name = getattr(func, "__name__", "an operation")
-        for t in tensors:
+        for t in taken:
             if (parameter := self._parameters.get(id(t))) is not None:
                 self.uses[parameter] += 1
         if len(self.calls) > made:
             self._place(self.calls[made], func, args, kwargs, out, links)
-            if links and len(tensors) == 1 + sum(id(t) in self._parameters for t in tensors):
+            if links and len(taken) == 1 + sum(id(t) in self._parameters for t in taken):
                 self._pass(out, links[0][1])
                 return result
         if name == "linear" or _CONV.match(name):
             self._layer_called(name, args, kwargs, links, out, through)
             return result
-        if through or any(id(t) in self._parameters for t in tensors):
+        if through or any(id(t) in self._parameters for t in taken):
             self._reached[id(out)] = weakref.ref(out)
         if links:
-            self._carry(name, args, kwargs, tensors, links, shapes, out)
+            self._carry(name, args, kwargs, taken, links, shapes, out)
         return result
 
     # links ----------------------------------------------------------------------------------------------------------
@@ -236,7 +237,7 @@ class Wiring(Trace):
 
     def finish(self, output: Any) -> None:
         """Say that `output` is what the model gave back."""
-        for tensor in all_tensors(output):
+        for tensor in tensors(output):
             if (link := self._link(tensor)) is not None:
                 link.layer.stops.append("its output is part of the network's output")
         for layer in self.layers:
@@ -303,42 +304,7 @@ def _reshaped(shape: tuple[int, ...], axis: int, link: _Link, out: tuple[int, ..
     return None
 
 
-def all_tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists and dicts, and in the fields of dataclasses."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from all_tensors(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from all_tensors(item)
-    elif hasattr(value, "__dataclass_fields__"):
-        for name in value.__dataclass_fields__:
-            yield from all_tensors(getattr(value, name))
-
-
 # running a network --------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def same_dice() -> Iterator[None]:
-    """Puts the global random generators of torch, NumPy and Python back on the way out."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else ()
-    others = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        np.random.set_state(others[0])
-        random.setstate(others[1])
-
-
-def run(model: nn.Module, inputs: Any) -> Any:
-    """The model's output; a tuple or a dict is passed on as the model's arguments."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
 def follow(model: nn.Module, inputs: Any, observe: Observer | None = None, *, training: bool = False) -> Wiring:
@@ -347,7 +313,7 @@ def follow(model: nn.Module, inputs: Any, observe: Observer | None = None, *, tr
         model.train(training)
         wiring = Wiring(model, observe)
         with wiring:
-            output = run(model, inputs)
+            output = call(model, inputs)
         wiring.finish(output)
     return wiring
 
@@ -355,13 +321,13 @@ def follow(model: nn.Module, inputs: Any, observe: Observer | None = None, *, tr
 def outputs(model: nn.Module, batches: Iterable[Any], *, training: bool = False) -> list[Tensor]:
     """The floating point outputs on each batch, with the same random numbers every time; nothing is changed."""
     found = []
-    with same_dice(), undisturbed(model), torch.no_grad():
+    with isolated_rng(), undisturbed(model), torch.no_grad():
         model.train(training)
         for inputs in batches:
             torch.manual_seed(0)
             np.random.seed(0)
             random.seed(0)
-            found += [t.detach().clone() for t in all_tensors(run(model, inputs)) if t.is_floating_point()]
+            found += [t.detach().clone() for t in tensors(call(model, inputs)) if t.is_floating_point()]
     return found
 
 

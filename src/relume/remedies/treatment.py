@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from relume.errors import RemedyError
+from relume.randomness import isolated_rng
 from relume.recording import Site
 from relume.remedies.record import Network, Remedy, Treated
 from relume.remedies.table import REMEDIES
@@ -17,7 +18,7 @@ from relume.surgery import (
     KEEPS_FUNCTION,
     duplicate,
 )
-from relume.wiring import guess_input, output_change, outputs, require_runs, same_dice
+from relume.wiring import guess_input, output_change, outputs, require_runs
 
 
 def treat(
@@ -53,7 +54,7 @@ def treat(
     if isinstance(sites, (str, Site)):
         sites = (sites,)
     names = None if sites is None else tuple(s.name if isinstance(s, Site) else s for s in sites)
-    with same_dice():
+    with isolated_rng():
         new_model, new_optimizer = duplicate(model, optimizer)
         if trained is None:
             trained = optimizer is not None and bool(optimizer.state)
@@ -73,7 +74,7 @@ def operate(network: Network, remedy: Remedy) -> Treated:
         example = network.batches[0]
         require_runs(network.model, example)
     elif example is None:
-        with same_dice():
+        with isolated_rng():
             example = guess_input(network.model)
     network = replace(network, example=example)
     before = None if example is None else outputs(network.model, network.batches or (example,))

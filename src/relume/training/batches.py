@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from relume.errors import DataError
+from relume.nested import tensors
 
 
 def split(batch: Any) -> tuple[Any, Any]:
@@ -19,15 +19,6 @@ def split(batch: Any) -> tuple[Any, Any]:
         f"a batch must be a pair (input, target); found {describe(batch)}.\n"
         "Several inputs go into the first place as a tuple or dict: ((a, b), target) or ({'name': a}, target)."
     )
-
-
-def call(model: nn.Module, input: Any) -> Any:
-    """The model's output: a tuple or list is its arguments, a dict its keyword arguments."""
-    if isinstance(input, (tuple, list)):
-        return model(*input)
-    if isinstance(input, dict):
-        return model(**input)
-    return model(input)
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -46,17 +37,6 @@ def to_device(value: Any, device: torch.device) -> Any:
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter is."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in a value, in tuples, lists and dicts too."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from tensors(part)
-    elif isinstance(value, dict):
-        yield from tensors(tuple(value.values()))
 
 
 def batch_size(batch: Any) -> int:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from relume.errors import DataError, TrainingError
-from relume.training.batches import batch_size, call, describe, device_of, kind_of, require_finite, split, to_device
+from relume.nested import call
+from relume.randomness import isolated_rng, seed_all
+from relume.training.batches import batch_size, describe, device_of, kind_of, require_finite, split, to_device
 from relume.training.record import Training
-from relume.training.stream import STREAM_SALT, Stream, isolated_rng, seed_all
+from relume.training.stream import STREAM_SALT, Stream
 
 SCORED_SAMPLES = 20_000  # enough for a standard error of 0.7 % of the loss's spread; more would slow every arm
 

@@ -2,59 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import torch
-
 from relume.errors import DataError
+from relume.randomness import isolated_rng, rng_state, seed_all, set_rng_state
 
 STREAM_SALT = 0x5EED  # the order of the data must not be drawn from the same numbers as the weights
-
-
-def seed_all(seed: int) -> None:
-    """Seed the global generators of torch, NumPy and Python."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-def _rng_state() -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
-    return torch.get_rng_state(), np.random.get_state(), random.getstate(), cuda
-
-
-def _set_rng_state(state: tuple[Any, ...]) -> None:
-    torch.set_rng_state(state[0])
-    np.random.set_state(state[1])
-    random.setstate(state[2])
-    if state[3] is not None:
-        torch.cuda.set_rng_state_all(state[3])
-
-
-@contextmanager
-def isolated_rng() -> Iterator[None]:
-    """Leave the global generators of torch, NumPy and Python as they were."""
-    state = _rng_state()
-    try:
-        yield
-    finally:
-        _set_rng_state(state)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute in one thread: sums then add in one order, and two runs agree bit for bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Stream:
@@ -73,7 +28,7 @@ class Stream:
         self._ahead = deque[tuple[int, Any]]()
         with isolated_rng():
             seed_all(seed ^ STREAM_SALT)
-            self._rng = _rng_state()
+            self._rng = rng_state()
 
     def __iter__(self) -> Stream:
         return self
@@ -92,7 +47,7 @@ class Stream:
 
     def _read(self) -> Any:
         with isolated_rng():
-            _set_rng_state(self._rng)
+            set_rng_state(self._rng)
             try:
                 batch = self._next()
             except Exception as error:
@@ -101,7 +56,7 @@ class Stream:
                     "The traceback above is from the data set or its loader."
                 ) from error
             finally:
-                self._rng = _rng_state()
+                self._rng = rng_state()
         if batch is not _END:
             return batch
         if self._place >= 0:

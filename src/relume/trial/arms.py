@@ -13,10 +13,11 @@ import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
+from relume.randomness import isolated_rng
 from relume.recorder import Recorder
 from relume.recording import Recording
 from relume.symptoms import burden, dead_share, find, saturated_share
-from relume.training import Stream, Training, batch_size, build, device_of, isolated_rng, score, split, to_device, train
+from relume.training import Stream, Training, batch_size, build, device_of, score, split, to_device, train
 from relume.verdicts import Run
 
 CONTROL = "untreated"

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from relume.errors import RelumeError, TrialError
-from relume.training import Training, one_thread
+from relume.randomness import one_thread
+from relume.training import Training
 from relume.trial.arms import Job, Outcome, carry_out, summarise
 from relume.verdicts import Run
 

@@ -1,0 +1,35 @@
+"""What goes into a model and comes out of it: tensors in tuples, lists, dicts and records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists and dicts, and in the fields of dataclasses."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors(item)
+    elif hasattr(value, "__dataclass_fields__"):
+        for name in value.__dataclass_fields__:
+            yield from tensors(getattr(value, name))
+
+
+def first_float(value: Any) -> Tensor | None:
+    """The first floating point tensor in a value."""
+    return next((tensor for tensor in tensors(value) if tensor.is_floating_point()), None)
+
+
+def call(model: nn.Module, input: Any) -> Any:
+    """The model's output: a tuple or list is its arguments, a dict its keyword arguments."""
+    if isinstance(input, Mapping):
+        return model(**input)
+    return model(*input) if isinstance(input, (tuple, list)) else model(input)
