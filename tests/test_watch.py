@@ -195,6 +195,44 @@ def test_bad_arguments_are_named() -> None:
         relume.watch(nn.Linear(2, 2), budget=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.compile.*global hooks:UserWarning")  # torch's own, where hooks were once
+def test_a_compiled_model_is_watched_and_not_compiled_again() -> None:
+    """Under torch.compile the calls are seen, the parameters stay bit-identical, and nothing is recompiled."""
+    from torch._dynamo.testing import CompileCounter
+
+    def train(watched: bool) -> tuple[nn.Module, int, Any]:
+        counter = CompileCounter()
+        torch.manual_seed(0)
+        plain = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+        model: Any = torch.compile(plain, backend=counter)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        if not watched:
+            loop(model, optimizer, 20)
+            return plain, counter.frame_count, None
+        with relume.watch(model, optimizer, budget=10.0) as watch:
+            loop(model, optimizer, 20, watch)
+        return plain, counter.frame_count, watch.report()
+
+    alone, compiled, _ = train(False)
+    torch._dynamo.reset()
+    seen, compiled_watched, report = train(True)
+    assert report.coverage.watched == ("1",) and len(report.recording.readings) > 3 and not report.recording.note
+    assert compiled_watched == compiled
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), seen.parameters(), strict=True))
+
+
+def test_an_error_of_ours_in_a_hook_does_not_reach_the_users_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fails in the hooks around the forward pass or in backward, the user's step runs on."""
+    for name in ("keep_weights", "read_output"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Probe, name, lambda *args: 1 / 0)
+            model = network()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            with relume.watch(model, optimizer) as watch:
+                loop(model, optimizer, 5, watch)
+            assert "ZeroDivisionError" in watch.report().recording.note
+
+
 # The journal --------------------------------------------------------------------------------------------------------
 
 

@@ -99,7 +99,7 @@ class Probe:
                     g = g[None] if g.dim() == 0 else g
                     squares.append(g.square().sum(rest) if rest else g.square())
 
-                result.register_hook(read_gradient)
+                result.register_hook(lambda gradient: self._trace.attempt(read_gradient, gradient))
 
         return done
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,8 +44,11 @@ class Recorder:
         self.note = ""
         self.sites: dict[str, Site] = {}
         self.blind: dict[str, None] = {}
-        self.initial = initial_weights(model)
-        self._model = model
+        self._called = model  # whose passes are read
+        self._model: nn.Module = getattr(model, "_orig_mod", model)  # where calls can be seen: what torch.compile wraps
+        self._compiled = self._model is not model
+        self.initial = initial_weights(self._model)
+        self._error: Exception | None = None
         self._optimizer = optimizer
         self._trained = trained
         self._started = time.perf_counter()
@@ -79,7 +82,11 @@ class Recorder:
             if (probe := armed[0]) is not None:
                 probe.keep_weights()
                 probe.read_input((args, tuple(kwargs.values())))
-                probe.trace.__enter__()
+                if self._compiled:
+                    self._read_forward(probe, args, kwargs)
+                    self._probe = probe
+                else:
+                    probe.trace.__enter__()
 
         def end(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if armed and armed[0] is not None and self._probe is None:
@@ -90,9 +97,21 @@ class Recorder:
                 self._finder.begin(output)
 
         self._hooks = [
-            self._model.register_forward_pre_hook(_Hook(begin), with_kwargs=True),
-            self._model.register_forward_hook(_Hook(end), with_kwargs=True, always_call=True),
+            self._called.register_forward_pre_hook(_Hook(self._guarded(begin)), with_kwargs=True),
+            self._called.register_forward_hook(_Hook(self._guarded(end)), with_kwargs=True, always_call=True),
         ]
+
+    def _guarded(self, act: Callable[..., None]) -> Callable[..., None]:
+        """An error of ours must not come up in the user's forward pass; `collect` raises it."""
+
+        def guarded(*args: Any) -> None:
+            if self._error is None:
+                try:
+                    act(*args)
+                except Exception as error:
+                    self._error = error
+
+        return guarded
 
     def disarm(self) -> None:
         """Take off whatever `arm` put on."""
@@ -108,12 +127,13 @@ class Recorder:
             if self._finder is not None and (target := self._finder.end(loss)) is not None and self.kept:
                 self.first.append((_as_input(*self.kept[-1]), target))
             probe = self._probe
-            if probe is not None and probe.trace.error is None:
+            if probe is not None and self._error is None and probe.trace.error is None:
                 reading = probe.reading(loss, self._optimizer)
                 self._add(probe, reading)
             self.disarm()
-            if probe is not None and probe.trace.error is not None:
-                raise probe.trace.error
+            error = self._error or (probe.trace.error if probe is not None else None)
+            if error is not None:
+                raise error
         if reading is not None or len(self._pending) >= 256:
             self.flush()
         self.step += 1
@@ -167,25 +187,29 @@ class Recorder:
             self._add(probe, probe.reading(value if loss is not None else None))
         return max(1, _extent(inputs)[0])
 
-    def read_forward(self, batches: Iterable[tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
-        """Read one forward pass of each batch, in the model's present mode, without training."""
-        for args, kwargs in batches:
+    def read_kept(self) -> None:
+        """Read one forward pass of each kept batch, in the model's present mode."""
+        for args, kwargs in self.kept:
             probe = Probe(self._model, self.step)
-            with undisturbed(self._model), torch.no_grad():
-                probe.read_input((args, tuple(kwargs.values())))
-                with probe.trace:
-                    output = self._model(*args, **kwargs)
-                probe.read_output(output)
-            if probe.trace.error is not None:
-                raise probe.trace.error
+            probe.read_input((args, tuple(kwargs.values())))
+            self._read_forward(probe, args, kwargs)
             self._add(probe, probe.reading())
+
+    def _read_forward(self, probe: Probe, args: Any, kwargs: Any) -> None:
+        """A pass of the probe's own, forward only, which changes nothing."""
+        with undisturbed(self._model), torch.no_grad():
+            with probe.trace:
+                output = self._model(*args, **kwargs)
+            probe.read_output(output)
+        if probe.trace.error is not None:
+            raise probe.trace.error
 
     def recording(self, *, finished: bool = True, closing: bool = True) -> Recording:
         """All that was read so far; `closing` reads the kept batches once more with the weights as they are now."""
         self.flush()
         before = len(self.readings)
         if closing and self.kept and self.losses and self.losses[-1] == self.losses[-1]:
-            self.read_forward(self.kept)
+            self.read_kept()
         readings = tuple(self.readings)
         del self.readings[before:]
         return Recording(

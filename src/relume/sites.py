@@ -150,13 +150,13 @@ class Trace(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        finish = self._attempt(self._before, func, args, kwargs)
+        finish = self.attempt(self._before, func, args, kwargs)
         result = func(*args, **kwargs)  # outside `_attempt`: what the user's own call raises is the user's
         if finish:
-            self._attempt(finish, result)
+            self.attempt(finish, result)
         return result
 
-    def _attempt(self, act: Callable[..., Any], *args: Any) -> Any:
+    def attempt(self, act: Callable[..., Any], *args: Any) -> Any:
         """Do it, unless something of ours went wrong in this pass: the model must run on whatever happens here."""
         if self.error is None:
             try:

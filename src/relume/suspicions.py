@@ -273,21 +273,16 @@ def suspect_output(recording: Recording, complaint: tuple[Symptom, ...]) -> Susp
 
 
 def suspect_no_gradient(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
-    """Trainable parameters that no gradient ever reaches, though nothing before the loss is closed."""
-    if any(s.kind in ("dead", "saturated") for s in complaint):
+    """Layers that run and could be trained, but that no gradient ever reaches (`symptoms.find_cut_off`)."""
+    cut = {s.site for s in complaint if s.kind == "not_learning" and s.site}
+    if not cut:
         return None
-    seen: dict[str, bool] = {}
-    for reading in recording.readings:
-        for name, weight in reading.weights.items():
-            seen[name] = seen.get(name, False) or bool(weight.gradient)
-    cut = [name for name, reached in seen.items() if not reached and _is_matrix(recording, name)]
-    if not cut or not recording.trained:
-        return None
+    names = [layer_name(site.weight) for site in recording.sites if site.name in cut]
     return Suspicion(
         cause="no_gradient",
         strength=CERTAIN,
-        because=f"No gradient reaches {len(cut)} of {sum(_is_matrix(recording, n) for n in seen)} trainable weights "
-        f"({', '.join(cut[:3])}{', ...' if len(cut) > 3 else ''}): look for detach(), no_grad() or an unused layer.",
+        because=f"No gradient reached {', '.join(names[:3])}{', ...' if len(names) > 3 else ''} in any of the "
+        f"{len(recording.readings)} readings: look for detach(), no_grad(), .data or .item() behind it.",
     )
 
 

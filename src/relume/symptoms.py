@@ -30,7 +30,7 @@ ORDERS = 12  # of magnitude between a gradient that trains and one that is as go
 FEWEST_SITES = 3  # below that a ratio of gradients says nothing about depth
 FEWEST_READINGS = 3  # without a gradient: a branch that starts at zero gets its first one a step later
 LEAPS = 3  # back above the first loss: once is a spike, twice a restart
-FEWEST_LOSSES = 40  # to tell a loss that falls from one that does not
+FEWEST_LOSSES = 100  # to tell a loss that falls slowly from one that does not
 # Severity ----------------------------------------------------------------------------------------------------------
 BORN_EXCESS = 0.1  # of a site's units beyond what theory expects: initialisation does not do that by chance
 DEAD_OF_SITE = 0.5  # as SageMaker Debugger's DeadRelu rule: half a layer
@@ -122,7 +122,6 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
                 continue
             share = float(units.mean())
             since = steps[start[units]]
-            excess = share - expected if is_born else share
             found.append(
                 Symptom(
                     kind="dead",
@@ -139,7 +138,7 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
                         "median_step": float(np.median(since)),
                         **({"expected_share": expected} if is_born else {}),
                     },
-                    severity=_dead_severity(share, excess, is_born, site.units),
+                    severity=_dead_severity(share, expected, is_born, site.units),
                 )
             )
     worst: Severity = "critical" if counted >= DEAD_OF_SITE * total else "warning"
@@ -148,12 +147,14 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
     yield from found
 
 
-def _dead_severity(share: float, excess: float, born: bool, units: int) -> Severity:
+def _dead_severity(share: float, expected: float, born: bool, units: int) -> Severity:
     if share >= CLOSED_SITE:
         return "critical"
-    # one unit of a narrow layer is no excess: the share has a standard error of its own
-    by_chance = BORN_EXCESS + 1.0 / units
-    return "warning" if excess >= (by_chance if born else DEAD_OF_SITE) else "note"
+    if not born:
+        return "warning" if share >= DEAD_OF_SITE else "note"
+    # narrow layers differ by chance: three standard errors of a share, and one unit is never an excess
+    by_chance = max(3 * math.sqrt(expected * (1 - expected) / units), 1 / units)
+    return "warning" if share >= expected + BORN_EXCESS + by_chance else "note"
 
 
 def _expected_share(recording: Recording, site: Site, samples: NDArray[np.float64]) -> float:
@@ -389,10 +390,7 @@ def find_not_learning(recording: Recording) -> Iterator[Symptom]:
     if fallen is None or not np.isfinite(losses).all():
         return
     late = losses[len(losses) // 2 :]
-    first, second = np.array_split(late, 2)
-    noise = float(late.std()) / math.sqrt(len(first)) * math.sqrt(2)
-    still_falling = float(first.mean() - second.mean()) > 3 * noise and noise > 0
-    if fallen < UNLEARNT and not still_falling and float(np.mean(late)) > 0:
+    if fallen < UNLEARNT and not _falls(losses[len(losses) // 10 :]) and float(np.mean(late)) > 0:
         yield Symptom(
             kind="not_learning", site="", since=0, born=True,
             evidence={
@@ -402,6 +400,15 @@ def find_not_learning(recording: Recording) -> Iterator[Symptom]:
             },
             severity="critical" if fallen <= 0.02 else "warning",
         )  # fmt: skip
+
+
+def _falls(losses: NDArray[np.float64]) -> bool:
+    """Whether the straight line through the losses falls beyond chance (t-statistic of its slope below -2)."""
+    x = np.arange(len(losses)) - (len(losses) - 1) / 2
+    slope = float((x * losses).sum() / np.square(x).sum())
+    residue = losses - losses.mean() - slope * x
+    error = math.sqrt(float(np.square(residue).sum()) / (len(losses) - 2) / float(np.square(x).sum()))
+    return slope < -2 * error
 
 
 def find_cut_off(recording: Recording) -> Iterator[Symptom]:

@@ -99,6 +99,8 @@ def _healthy(report: Report) -> str:
     dead = sum(history.dead for history in histories(report))
     units = "no unit dead" if not dead else f"only {dead:,} of {unit_count(report):,} units dead"
     calls = "call" if all_ == 1 else "calls"
+    if not all_:
+        return f"No activation call was seen{when}, so no unit could be judged."
     if not seen:
         return f"Nothing could be judged: none of {numerals.count(all_, 'activation call')} could be watched."
     word = "Healthy" if seen == all_ else "No fault where relume could look"
