@@ -91,7 +91,7 @@ def test_clear_cases_read_the_same_with_few_seeds_and_many(
     ("control", "arm", "verdict", "because"),
     [
         # score alone
-        (runs("c", *CONTROL, **ILL), runs("a", *WORSE, **WELL), "harmed", "The score falls: score -0.194"),
+        (runs("c", *CONTROL, **ILL), runs("a", *WORSE, **WELL), "harmed", "The score falls: score -0.19"),
         (runs("c", *CONTROL, **ILL), runs("a", *BETTER, **ILL), "eased", "The score rises, with dead units left"),
         (runs("c", *CONTROL), runs("a", *BETTER), "eased", "The score rises, there was nothing to cure"),
         (runs("c", *CONTROL), runs("a", *LIKE), "no_effect", "No reliable difference: burden 0 to 0"),

@@ -79,7 +79,7 @@ SYMPTOMS = {
 
 CONFIDENCE = 0.95
 MIN_SEEDS = 2  # one pair of runs cannot tell an effect from chance
-CURED = 1 / 3  # of the burden may be left: an arm that slips just below what counts as ill is not cured
+CURED = 0.25  # of the burden may be left: an arm that slips just below what counts as ill is eased, not cured
 EASED = 0.25  # least fall of the burden, as a share of the control's: less is within what other seeds do to it
 # "No worse" is a score whose interval stays above zero minus the smaller of these two: a hundredth of the control's
 # score matters to nobody, and a quarter of its spread over seeds is less than choosing another seed does.
@@ -130,7 +130,7 @@ def judge(control: Sequence[Run], arm: Sequence[Run], *, changes: Mapping[str, s
        than the control's whole score in every seed.
     2. `no_effect`: score, burden and kinds of symptom equal the control's exactly.
     3. `unproven`: fewer than two seeds, or the arm diverges in a seed in which the control finished.
-    4. `cured`: the control is ill in at least half of the seeds, the arm in none with a third of the burden at most,
+    4. `cured`: the control is ill in at least half of the seeds, the arm in none with a quarter of the burden at most,
        and the score is no worse: its mean difference is not negative, or its interval lies above minus the margin.
     5. `eased`: the score is no worse and the burden falls reliably (by a quarter or more in every seed in which the
        control is ill, or by a quarter in the mean with its interval below zero), or the score's interval is above zero.
@@ -323,11 +323,11 @@ def _say(score: Difference, pairs: list[tuple[Run, Run]]) -> str:
     if all(_diverged(c) or _diverged(a) for c, a in pairs):
         return "no seed gives both a score"
     if len(pairs) < MIN_SEEDS:
-        return f"score {score.mean:+.3g}, without an interval"
+        return f"score {score.mean:+.2g}, without an interval"
     filled = (
         ", divergence counted as the worst score seen" if any(_diverged(c) or _diverged(a) for c, a in pairs) else ""
     )
-    return f"score {score.mean:+.3g} (95 % interval {score.low:+.3g} to {score.high:+.3g}{filled})"
+    return f"score {score.mean:+.2g} (95 % interval {score.low:+.2g} to {score.high:+.2g}{filled})"
 
 
 def _summary(

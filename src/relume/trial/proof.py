@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from relume.errors import RemedyError, TrialError
 from relume.report.results import Report, Trial
+from relume.report.words import remedy as remedy_words
 from relume.training import Training, check, require_steps
 from relume.trial.arms import CONTROL, Job, Outcome, Treatment
 from relume.trial.engine import Engine, opened, packed
@@ -148,7 +149,7 @@ def concluded(
     if all(run.lost for run in control.runs):
         raise TrialError(f"the untreated network could not be trained: {control.runs[0].failure}.")
     if best is not None:
-        because = f"{best.name}: {best.because}"
+        because = f"{remedy_words(best.name)}: {best.because[:1].lower()}{best.because[1:]}"
     elif not control.symptoms:
         because = "The untreated network is healthy, and no arm scores reliably higher."
     else:
