@@ -1,6 +1,7 @@
 """How the documentation is built. Nothing here needs the network."""
 
 from importlib.metadata import version as installed_version
+from typing import Any
 
 project = "relume"
 author = "The relume maintainers"
@@ -16,5 +17,28 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 
+default_role = "code"  # single backticks in docstrings are code, as they are in Markdown
+
 html_theme = "furo"
 html_title = "relume"
+
+
+def _examples_are_code(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings indent their examples; reStructuredText would take them for quotations."""
+    marked: list[str] = []
+    for line in lines:
+        begins = line.startswith("    ") and (not marked or not marked[-1].strip())
+        if begins and not _inside_code(marked):
+            marked += [".. code-block:: python", ""]
+        marked.append(line)
+    lines[:] = marked
+
+
+def _inside_code(lines: list[str]) -> bool:
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return last.startswith("    ") or last.startswith(".. ")
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", _examples_are_code)
