@@ -450,3 +450,23 @@ def test_one_remedy_needs_no_list():
     for remedy in ("prelu", REMEDIES["prelu"]):
         result = trial(make(), remedy, seeds=1, steps=2, engine="sequential")  # type: ignore[arg-type]
         assert result.arms[1].name == "prelu"
+
+
+def test_an_interrupted_trial_judges_the_seeds_that_are_done():
+    """Ctrl-C in the third seed leaves a trial of two; in the second it leaves nothing to judge, and comes through."""
+
+    def interrupt_after(runs: int):
+        def on_progress(progress: Progress) -> None:
+            if progress.done == runs:
+                raise KeyboardInterrupt
+
+        return on_progress
+
+    asked = {"remedies": ["prelu", "elu"], "seeds": 4, "engine": "sequential"}
+    result = trial(make(), **asked, on_progress=interrupt_after(4 + 2 * 2 + 1))
+    assert result.seeds == (0, 1)
+    assert not result.finished
+    assert result.because.startswith("Interrupted after 2 of 4 seeds.")
+    assert all(len(arm.scores) == 2 for arm in result.arms)
+    with pytest.raises(KeyboardInterrupt):
+        trial(make(), **asked, on_progress=interrupt_after(4 + 2 + 1))

@@ -91,6 +91,8 @@ def demo(seeds: int, json_path: Path | None, html_path: Path | None) -> None:
     with _progress() as (stage, on_progress):
         page = example.run(seeds, on_stage=stage, on_progress=on_progress)
     _show(page, json_path, html_path or Path("relume-demo.html"))
+    if page.healed is None:
+        sys.exit(INTERRUPTED)
 
 
 @main.command()
@@ -152,6 +154,8 @@ def trial(
         stage("trying every remedy beside the untreated network")
         result = run(training, remedies or None, seeds=seeds or 5, steps=steps, engine=engine, on_progress=on_progress)
     _show(Page.of(result), json_path, html_path)
+    if not result.finished:
+        sys.exit(INTERRUPTED)
 
 
 @main.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.resources import files
 from itertools import pairwise
 from typing import Any
@@ -78,13 +79,20 @@ def training() -> Training:
 def run(
     seeds: int = 5, on_stage: Callable[[str], None] | None = None, on_progress: Callable[..., None] | None = None
 ) -> Page:
-    """The whole job: diagnose, try every remedy, adopt the proven one."""
+    """The whole job: diagnose, try every remedy, adopt the proven one. Ctrl-C leaves what was done until then."""
     stage = on_stage or (lambda text: None)
     example = training()
-    stage("watching a network of 4 x 128 ReLU units learn handwritten digits")
-    report = diagnose(example)
-    stage(f"trying every remedy beside the untreated network, {seeds} seeds each")
-    tried = trial(example, seeds=seeds, on_progress=on_progress, report=report)
-    stage("training the healed network on a fresh seed")
-    healed = heal(example, report=report, trial=tried)
-    return Page(report=report, trial=tried, healed=healed, title="relume demo")
+    page = Page(title="relume demo")
+    try:
+        stage("watching a network of 4 x 128 ReLU units learn handwritten digits")
+        page = replace(page, report=(report := diagnose(example)))
+        if report.recording.finished:
+            stage(f"trying every remedy beside the untreated network, {seeds} seeds each")
+            page = replace(page, trial=(tried := trial(example, seeds=seeds, on_progress=on_progress, report=report)))
+            if tried.finished:
+                stage("training the healed network on a fresh seed")
+                page = replace(page, healed=heal(example, report=report, trial=tried))
+    except KeyboardInterrupt:
+        if page.report is None:
+            raise
+    return page

@@ -51,6 +51,8 @@ def heal(
     steps = training.steps if steps is None else require_steps(steps)
     if report is None:
         report = diagnose(training, steps)
+        if not report.recording.finished:
+            raise KeyboardInterrupt
     if report.healthy and trial is None:
         untreated = carry_out(fresh(training), steps, max(chosen_seeds) + 1)
         return _healed(None, untreated, untreated, report, None, "The untreated network is healthy.")
@@ -62,6 +64,8 @@ def heal(
     if trial is None:
         asked = recommended(report) if remedies is None else remedies
         trial = run_trial(training, asked, chosen_seeds, steps, engine, on_progress=on_progress, report=report)
+        if not trial.finished:
+            raise KeyboardInterrupt
 
     seed = max(trial.seeds) + 1
     untreated = carry_out(fresh(training), steps, seed)

@@ -83,6 +83,7 @@ class Trial(_Result):
     seconds: float = 0.0
     because: str = ""  # one sentence: why this winner, or why none
     code: str = ""  # Python that applies the winner
+    finished: bool = True  # False: interrupted, and judged on the seeds that were done
 
     @property
     def control(self) -> Arm:

@@ -19,7 +19,7 @@ from relume.report.words import remedy as remedy_words
 from relume.training import Training, check, require_steps
 from relume.trial.arms import CONTROL, Job, Outcome, Treatment
 from relume.trial.engine import Engine, opened, packed
-from relume.verdicts import Arm, Run, in_words, judge, judge_control, ranked, winner
+from relume.verdicts import MIN_SEEDS, Arm, Run, in_words, judge, judge_control, ranked, winner
 
 if TYPE_CHECKING:
     from relume.remedies import Remedy
@@ -57,7 +57,8 @@ def trial(
     `remedies` are names or records; None takes the nine families and what `report` recommends. `seeds` is a number of
     seeds or the seeds themselves. `engine` is "processes" (one worker per core), "sequential" (this process; the same
     numbers bit for bit) or "auto", which takes workers when they are worth their start. `on_progress` is called with a
-    `Progress` after each run.
+    `Progress` after each run. Ctrl-C ends it early: the seeds that are done, two at least, are judged, and `finished`
+    is False.
 
         result = relume.trial(training, ["prelu", "lower_learning_rate"], seeds=5)
         print(result.winner, result.arm("prelu").because)
@@ -88,11 +89,17 @@ def run_trial(
     jobs = [Job(CONTROL, seed) for seed in seeds]
     jobs += [Job(name, seed, treatment) for seed in seeds for name, treatment in treatments.items()]
     with opened(training, steps, engine, len(jobs), seconds * steps) as runner:
-        outcomes = collect(runner, jobs, on_progress)
+        outcomes = collect(runner, jobs, on_progress, interruptible=True)
         ran_in = runner.name
     control = [outcome.run for outcome in outcomes[CONTROL]]
     arms = [judged(control, outcomes[name]) for name in treatments]
-    return concluded(judge_control(control), arms, training, seeds, steps, ran_in, time.perf_counter() - started)
+    done = tuple(run.seed for run in control)
+    result = concluded(judge_control(control), arms, training, done, steps, ran_in, time.perf_counter() - started)
+    if len(done) == len(seeds):
+        return result
+    return replace(
+        result, because=f"Interrupted after {len(done)} of {len(seeds)} seeds. {result.because}", finished=False
+    )
 
 
 def rehearse(training: Training, steps: int) -> float:
@@ -104,11 +111,18 @@ def rehearse(training: Training, steps: int) -> float:
 
 
 def collect(
-    runner: Engine, jobs: Sequence[Job], on_progress: OnProgress | None = None, *, before: int = 0, ahead: int = 0
+    runner: Engine,
+    jobs: Sequence[Job],
+    on_progress: OnProgress | None = None,
+    *,
+    before: int = 0,
+    ahead: int = 0,
+    interruptible: bool = False,
 ) -> dict[str, list[Outcome]]:
     """Run the jobs; the outcomes of each arm, in the order of the jobs. TrialError when a control cannot be run.
 
-    `before` and `ahead` are the runs done earlier and known to come, for the progress.
+    `before` and `ahead` are the runs done earlier and known to come, for the progress. Where it is `interruptible`,
+    Ctrl-C leaves the seeds in which every arm is done, if there are enough of them to judge.
     """
     done: dict[tuple[str, int], Outcome] = {}
 
@@ -122,7 +136,13 @@ def collect(
         if on_progress is not None:
             on_progress(Progress(done=before + len(done), total=before + len(jobs) + ahead, run=run))
 
-    runner.run(jobs, note)
+    try:
+        runner.run(jobs, note)
+    except KeyboardInterrupt:
+        missing = {job.seed for job in jobs if (job.arm, job.seed) not in done}
+        jobs = [job for job in jobs if job.seed not in missing]
+        if not interruptible or len({job.seed for job in jobs}) < MIN_SEEDS:
+            raise
     arms: dict[str, list[Outcome]] = {}
     for job in jobs:
         arms.setdefault(job.arm, []).append(done[job.arm, job.seed])
