@@ -1,5 +1,8 @@
 """How the documentation is built. Nothing here needs the network."""
 
+import dataclasses
+import inspect
+import re
 from importlib.metadata import version as installed_version
 from typing import Any
 
@@ -23,6 +26,18 @@ html_theme = "furo"
 html_title = "relume"
 
 
+def _fields_are_listed(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """The fields of a record, with the comments that stand beside them in its source."""
+    if not isinstance(obj, type) or not dataclasses.is_dataclass(obj):
+        return
+    source = inspect.getsource(obj)
+    for field in dataclasses.fields(obj):
+        found = re.search(rf"^    {field.name}: (.*?)(?: = .*?)?(?:  # (.*))?$", source, re.MULTILINE)
+        if found is not None:
+            said = re.sub(r"([|*_\\\\])", r"\\\1", found[2] or "")  # plain text: nothing in it is markup
+            lines += ["", f":ivar {field.name}: {said}", f":vartype {field.name}: ``{found[1]}``"]
+
+
 def _examples_are_code(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Docstrings indent their examples; reStructuredText would take them for quotations."""
     marked: list[str] = []
@@ -42,3 +57,4 @@ def _inside_code(lines: list[str]) -> bool:
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", _examples_are_code)
+    app.connect("autodoc-process-docstring", _fields_are_listed)
