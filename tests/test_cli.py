@@ -178,6 +178,15 @@ def test_trial_and_heal_work_on_a_users_own_file(file: Path, tmp_path: Path) -> 
     assert (tmp_path / "healed.pt").stat().st_size > 100
 
 
+def test_compare_tries_functions_on_a_users_own_file(file: Path) -> None:
+    """Each function gets an arm; an unknown one is answered with the closest names."""
+    asked = ["--seeds", 2, "--steps", 20, "--engine", "sequential"]
+    result = call("compare", f"{file}:healthy", "--activation", "gelu", *asked)
+    assert result.exit_code == 0 and "GELU" in result.stdout
+    result = call("compare", f"{file}:healthy", "--activation", "geluu", *asked)
+    assert result.exit_code == 2 and "gelu" in result.stderr
+
+
 def test_an_unknown_remedy_names_the_closest(file: Path) -> None:
     """A typo in a remedy's name is answered with the right one."""
     result = call("trial", f"{file}:ill", "--remedy", "leeky_relu")
@@ -231,5 +240,5 @@ def test_help_names_every_command() -> None:
     for flag in ("-h", "--help"):
         result = call(flag)
         assert result.exit_code == 0
-        for command in ("demo", "diagnose", "trial", "heal", "show"):
+        for command in ("demo", "diagnose", "trial", "compare", "heal", "show"):
             assert command in result.output

@@ -1,4 +1,4 @@
-"""The command line: `relume demo | diagnose | trial | heal | show`. Torch is loaded when a command needs it."""
+"""The command line: `relume demo | diagnose | trial | compare | heal | show`. Torch is loaded when a command needs it."""
 
 from __future__ import annotations
 
@@ -60,9 +60,12 @@ def _outputs(command: F) -> F:
     )(command)
 
 
+def _seeds(default: int) -> Callable[[F], F]:
+    return click.option("--seeds", type=click.IntRange(min=2), default=default, show_default=True, help="Paired seeds.")
+
+
 _subject = click.argument("subject", metavar="FILE:NAME")
 _steps = click.option("--steps", type=click.IntRange(min=1), help="Steps of each run; default: the training's own.")
-_seeds = click.option("--seeds", type=click.IntRange(min=1), help="Paired seeds.", show_default=True)
 _remedies = click.option(
     "--remedy", "remedies", multiple=True, metavar="NAME", help="Try this one only; may be repeated."
 )
@@ -82,7 +85,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--seeds", type=click.IntRange(min=2), default=5, show_default=True, help="Paired seeds.")
+@_seeds(5)
 @_outputs
 def demo(seeds: int, json_path: Path | None, html_path: Path | None) -> None:
     """The whole job on a real data set, in about a minute."""
@@ -119,27 +122,21 @@ def diagnose(
     _show(Page.of(report), json_path, html_path)
     if not report.recording.finished:
         sys.exit(INTERRUPTED)
-    found = [d for d in report.diagnoses if fail_on != "never" and SEVERITIES.index(d.severity) <= _rank(fail_on)]
-    sys.exit(1 if found else 0)
-
-
-def _rank(severity: str) -> int:
-    from relume.symptoms import SEVERITIES
-
-    return [str(s) for s in SEVERITIES].index(severity)
+    failing = SEVERITIES[: SEVERITIES.index(fail_on) + 1] if fail_on in SEVERITIES else ()
+    sys.exit(any(diagnosis.severity in failing for diagnosis in report.diagnoses))
 
 
 @main.command()
 @_subject
 @_remedies
-@_seeds
+@_seeds(5)
 @_steps
 @_engine
 @_outputs
 def trial(
     subject: str,
     remedies: tuple[str, ...],
-    seeds: int | None,
+    seeds: int,
     steps: int | None,
     engine: str,
     json_path: Path | None,
@@ -152,7 +149,7 @@ def trial(
 
     with _progress() as (stage, on_progress):
         stage("trying every remedy beside the untreated network")
-        result = run(training, remedies or None, seeds=seeds or 5, steps=steps, engine=engine, on_progress=on_progress)
+        result = run(training, remedies or None, seeds=seeds, steps=steps, engine=engine, on_progress=on_progress)
     _show(Page.of(result), json_path, html_path)
     if not result.finished:
         sys.exit(INTERRUPTED)
@@ -160,8 +157,37 @@ def trial(
 
 @main.command()
 @_subject
+@click.option(
+    "--activation", "activations", multiple=True, required=True, metavar="NAME", help="One to try; repeat it."
+)
+@_seeds(5)
+@_steps
+@_engine
+@_outputs
+def compare(
+    subject: str,
+    activations: tuple[str, ...],
+    seeds: int,
+    steps: int | None,
+    engine: str,
+    json_path: Path | None,
+    html_path: Path | None,
+) -> None:
+    """Train the network with other activation functions, each at its own best learning rate, and judge them."""
+    training = load(subject)
+    from relume.report.results import Page
+    from relume.trial import compare as run
+
+    with _progress() as (stage, on_progress):
+        stage("comparing activation functions, each at its own learning rate")
+        result = run(training, list(activations), seeds=seeds, steps=steps, engine=engine, on_progress=on_progress)
+    _show(Page.of(result), json_path, html_path)
+
+
+@main.command()
+@_subject
 @_remedies
-@_seeds
+@_seeds(3)
 @_steps
 @_engine
 @click.option(
@@ -173,7 +199,7 @@ def trial(
 def heal(
     subject: str,
     remedies: tuple[str, ...],
-    seeds: int | None,
+    seeds: int,
     steps: int | None,
     engine: str,
     save: Path | None,
@@ -188,7 +214,7 @@ def heal(
     with _progress() as (stage, on_progress):
         stage("diagnosing, then trying remedies beside the untreated network")
         healed = run(
-            training, seeds=seeds or 3, steps=steps, engine=engine, remedies=remedies or None, on_progress=on_progress
+            training, seeds=seeds, steps=steps, engine=engine, remedies=remedies or None, on_progress=on_progress
         )
     if save is not None:
         import torch
@@ -235,9 +261,9 @@ def _show(page: Page, json_path: Path | None, html_path: Path | None) -> None:
     else:
         print_rich(page)
         if json_path is not None:
-            click.echo(f"Numbers: {save(page, json_path)}", err=True)
+            click.echo(f"Numbers: {save(page, json_path, '.json')}", err=True)
     if html_path is not None:
-        click.echo(f"Report: {save(page, html_path)}", err=True)
+        click.echo(f"Report: {save(page, html_path, '.html')}", err=True)
 
 
 @contextmanager

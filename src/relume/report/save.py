@@ -9,15 +9,19 @@ from relume.errors import RelumeError
 from relume.report.results import Page
 
 
-def save(page: Page, path: Path) -> Path:
-    """Write the page by the suffix of `path`, making its folder where that is missing; returns the path."""
+def save(page: Page, path: Path, kind: str = "") -> Path:
+    """Write the page by the suffix of `path`, or as `kind`, ".html" or ".json"; returns the path.
+
+    A folder that is missing is made. Raises RelumeError for another suffix, or where nothing can be written.
+    """
     writers = {".html": _html, ".json": _json}
-    if path.suffix not in writers:
+    kind = kind or path.suffix
+    if kind not in writers:
         raise RelumeError(
             f"cannot save as {path.name!r}: the suffix says what to write, and {path.suffix or 'none'} says nothing.\n"
             f"Use {' or '.join(writers)}, such as {path.with_suffix('.html').name!r}."
         )
-    text = writers[path.suffix](page)
+    text = writers[kind](page)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Newlines as they are: the page's scripts are known by their hashes.
