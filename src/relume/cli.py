@@ -1,4 +1,4 @@
-"""The command line: `relume demo | diagnose | trial | compare | heal | show`. Torch is loaded when a command needs it."""
+"""The command line: `relume demo | diagnose | trial | compare | heal | show`. Torch loads when a command needs it."""
 
 from __future__ import annotations
 
