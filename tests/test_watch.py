@@ -86,10 +86,11 @@ def test_statistics_are_those_of_a_plain_forward_pass() -> None:
     read = probe.reading(loss).sites["1"]
     hidden = z.clamp(min=0).requires_grad_()
     (gradient,) = torch.autograd.grad(F.cross_entropy(model[2](hidden), y), hidden)
-    torch.testing.assert_close(torch.tensor(read.flat_share), (z <= 0).float().mean(0))
-    torch.testing.assert_close(torch.tensor(read.pre_mean), z.mean(0))
-    torch.testing.assert_close(torch.tensor(read.pre_std), z.std(0, correction=0))
-    torch.testing.assert_close(torch.tensor(read.gradient), gradient.square().mean(0).sqrt())
+    digits: Any = {"rtol": 6e-4, "atol": 0.0}  # four of them
+    torch.testing.assert_close(torch.tensor(read.flat_share), (z <= 0).float().mean(0), **digits)
+    torch.testing.assert_close(torch.tensor(read.pre_mean), z.mean(0), **digits)
+    torch.testing.assert_close(torch.tensor(read.pre_std), z.std(0, correction=0), **digits)
+    torch.testing.assert_close(torch.tensor(read.gradient), gradient.square().mean(0).sqrt(), **digits)
     assert read.samples == len(x) and (torch.tensor(read.silent) == (z <= 0).all(0)).all()
 
 

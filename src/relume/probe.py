@@ -228,7 +228,7 @@ def _to_numpy(vectors: list[Tensor]) -> list[np.ndarray[Any, Any]]:
 
 
 def _site_reading(rows: list[np.ndarray[Any, Any]], samples: int) -> SiteReading:
-    flat, silent, pre_mean, pre_std, mean, std, bad, *gradient = rows
+    flat, silent, pre_mean, pre_std, mean, std, bad, *gradient = map(_rounded, rows)
     return SiteReading(
         samples=samples,
         flat_share=flat,
@@ -240,6 +240,13 @@ def _site_reading(rows: list[np.ndarray[Any, Any]], samples: int) -> SiteReading
         gradient=gradient[0] if gradient else None,
         non_finite=int(bad.sum()),
     )
+
+
+def _rounded(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Four significant digits: statistics of a batch hold no more, and journals and reports are half the size."""
+    exact = (values == 0) | ~np.isfinite(values)
+    scale = 10.0 ** (3 - np.floor(np.log10(np.abs(np.where(exact, 1.0, values.astype(np.float64))))))
+    return np.where(exact, values, np.round(values * scale) / scale).astype(np.float32)
 
 
 def _weight_reading(row: np.ndarray[Any, Any]) -> WeightReading:
