@@ -90,7 +90,7 @@ def test_an_ill_network_is_healed():
     assert healed.score_after > healed.score_before + 0.2
     assert healed.score_after == pytest.approx(accuracy(healed.model.eval()))
     assert healed.report_after.healthy
-    assert healed.because.startswith("reset_bias was proven in the trial (Free of dead units ")
+    assert healed.because.startswith("reset_bias was proven in the trial (No longer ill with dead units ")
     assert "Afresh with seed 2: reset_bias scores" in healed.because
     assert {id(p) for p in healed.model.parameters()} == {
         id(p) for group in healed.optimizer.param_groups for p in group["params"]

@@ -39,6 +39,9 @@ WRITTEN = {
     "x.relu_()": lambda z: z.relu_(),
     "torch.clamp from 0": lambda z: torch.clamp(z, min=0),
     "x.clamp_min(0)": lambda z: z.clamp_min(0),
+    "torch.maximum with 0": lambda z: torch.maximum(z, torch.zeros_like(z)),
+    "torch.max with 0": lambda z: torch.max(z, torch.tensor(0.0)),
+    "F.threshold": lambda z: F.threshold(z, 0, 0),
     "checkpointed": lambda z: checkpoint(F.relu, z, use_reentrant=False),
     "checkpointed, reentrant": lambda z: checkpoint(F.relu, z, use_reentrant=True),
 }
@@ -126,6 +129,10 @@ def test_a_residual_add_keeps_the_layer() -> None:
         (nn.LSTM(6, 3), X, "LSTM"),
         (nn.GRU(6, 3), X, "GRU"),
         (Calls(lambda z: z * (z > 0)), X, "arithmetic"),
+        (Calls(lambda z: z * (z > 0).float()), X, "arithmetic"),
+        (Calls(lambda z: 1 / (1 + torch.exp(-z))), X, "exp()"),
+        (Calls(torch.sin), X, "sin()"),
+        (Calls(lambda z: z.clamp(0, 1)), X, "clamp()"),
         (Calls(lambda z: torch.where(z > 0, z, 0.1 * z)), X, "arithmetic"),
     ],
 )

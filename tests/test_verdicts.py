@@ -108,7 +108,7 @@ def test_clear_cases_read_the_same_with_few_seeds_and_many(
             runs("c", 0.4, 0.6, 0.5, 0.3, 0.7, **ILL),
             runs("a", 0.399, 0.599, 0.5, 0.301, 0.699, **WELL),
             "cured",
-            "Free of dead units in all 5 seeds, untreated ill in 5",
+            "No longer ill with dead units in all 5 seeds, untreated ill in 5",
         ),
         # the burden falls a little, or not in every seed
         (runs("c", *CONTROL, **ILL), runs("a", *LIKE, burden=0.55, kinds=("dead",)), "no_effect", "0.6 to 0.55"),
@@ -127,7 +127,7 @@ def test_clear_cases_read_the_same_with_few_seeds_and_many(
         ),
         # below what counts as ill, but hardly less dead
         (runs("c", *CONTROL, **ILL), runs("a", *BETTER, burden=0.4), "eased", "The burden 0.6 to 0.4 in the mean"),
-        (runs("c", *CONTROL, **ILL), runs("a", *BETTER, burden=0.05), "cured", "Free of dead"),
+        (runs("c", *CONTROL, **ILL), runs("a", *BETTER, burden=0.05), "cured", "No longer ill with dead"),
         # an ill control in too few seeds
         (
             mixed("c", (0.5, ILL), *[(0.5, WELL)] * 4),
@@ -139,7 +139,12 @@ def test_clear_cases_read_the_same_with_few_seeds_and_many(
         # divergence
         (runs("c", *CONTROL), runs("a", 0.9, 0.9, None, None, None), "harmed", "Diverges in 3 of 5 seeds"),
         (runs("c", *CONTROL, **ILL), runs("a", 0.9, 0.9, 0.9, 0.9, None), "unproven", "Diverges in 1 of 5 seeds"),
-        (runs("c", 0.5, None, None), runs("a", 0.5, 0.6, 0.7), "cured", "Free of NaN or infinity in all 3 seeds"),
+        (
+            runs("c", 0.5, None, None),
+            runs("a", 0.5, 0.6, 0.7),
+            "cured",
+            "No longer ill with NaN or infinity in all 3 seeds",
+        ),
         (runs("c", 0.5, None, None), runs("a", None, 0.6, 0.7), "unproven", "Diverges in 1 of 3 seeds"),
         (runs("c", None, None), runs("a", None, None), "no_effect", "Diverges in all 2 seeds, as the untreated"),
         (runs("c", None, None), runs("a", 0.5, 0.6), "cured", "untreated ill in 2; no seed gives both a score."),

@@ -222,6 +222,26 @@ def test_a_compiled_model_is_watched_and_not_compiled_again() -> None:
     assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), seen.parameters(), strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_scripted_model_is_a_blind_spot_and_no_error() -> None:
+    """TorchScript takes no hooks: the loop runs on, and the report says what it could not see."""
+    model = torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with relume.watch(model, optimizer) as watch:
+        loop(model, optimizer, 10, watch)
+    assert any("TorchScript" in sentence for sentence in watch.report().coverage.blind)
+
+
+def test_watching_another_module_than_the_loop_calls_is_said() -> None:
+    """A run in which no pass was seen is not called healthy without a word."""
+    model = network()
+    twin = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with relume.watch(twin, optimizer) as watch:
+        loop(model, optimizer, 10, watch)
+    assert any("no training pass went through" in sentence for sentence in watch.report().coverage.blind)
+
+
 def test_an_error_of_ours_in_a_hook_does_not_reach_the_users_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever fails in the hooks around the forward pass or in backward, the user's step runs on."""
     for name in ("keep_weights", "read_output"):

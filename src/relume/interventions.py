@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from relume.diagnosis import PLAIN, Experiment, burden_of, complaints, measure_of
 from relume.nested import call, first_float, tensors
-from relume.randomness import isolated_rng
+from relume.randomness import isolated_rng, one_thread
 from relume.recorder import KEPT_BYTES, Recorder
 from relume.recording import Recording
 from relume.report import Report
@@ -94,7 +94,7 @@ def experiments(scene: Scene, recording: Recording, symptoms: tuple[Symptom, ...
 
 def replay(scene: Scene, recording: Recording, change: Change | None, steps: int) -> Recording:
     """Train a fresh copy for some steps with one thing changed, and read it."""
-    with isolated_rng():
+    with isolated_rng(), one_thread():
         torch.manual_seed(0)  # what dropout draws is the same in every replay
         model, optimizer = scene.start()
         batches = change.data(scene.batches) if change and change.data else scene.batches

@@ -174,6 +174,8 @@ def initial_weights(model: nn.Module) -> dict[str, InitialWeight]:
             fan_in=fan_in,
             mean=float(value.mean()) if value.numel() else 0.0,
             std=float(value.std(correction=0)) if value.numel() else 0.0,
+            low=float(value.min()) if value.numel() else 0.0,
+            high=float(value.max()) if value.numel() else 0.0,
             trainable=p.requires_grad,
         )
     return found

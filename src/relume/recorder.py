@@ -18,6 +18,7 @@ from relume.targets import TargetFinder
 
 # The rule of three bounds a unit's firing rate by 3/n with 95 % confidence: 1000 silent samples say "below 0.3 %".
 ENOUGH_SAMPLES = 1000
+UNSEEN_STEPS = 3  # without one reading: the loop calls something else
 KEPT_BYTES = 64 * 2**20  # of training batches kept for the closing reading and for replays
 
 
@@ -49,6 +50,7 @@ class Recorder:
         self._compiled = self._model is not model
         self.initial = initial_weights(self._model)
         self._error: Exception | None = None
+        self._scripted = isinstance(self._model, torch.jit.ScriptModule)
         self._optimizer = optimizer
         self._trained = trained
         self._started = time.perf_counter()
@@ -72,6 +74,9 @@ class Recorder:
     def arm(self, *, read: bool = True) -> None:
         """Read (or, without `read`, only keep the input of) the next training pass; nothing is left on afterwards."""
         self.disarm()
+        if self._scripted:
+            self.blind["the model is TorchScript, which takes no hooks: its activation calls cannot be seen"] = None
+            return
         armed: list[Probe | None] = []
 
         def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -178,10 +183,8 @@ class Recorder:
                 output = run()
             probe.read_output(output)
             value = loss(output) if loss is not None else _random_direction(output)
-            parameters = [p for p in self._model.parameters() if p.requires_grad]
-            if value.requires_grad and parameters:
-                for p, g in zip(parameters, torch.autograd.grad(value, parameters, allow_unused=True), strict=True):
-                    p.grad = g  # `undisturbed` puts back what was there
+            if value.requires_grad:
+                _backward(value, [p for p in self._model.parameters() if p.requires_grad])
             if probe.trace.error is not None:
                 raise probe.trace.error
             self._add(probe, probe.reading(value if loss is not None else None))
@@ -210,6 +213,11 @@ class Recorder:
         before = len(self.readings)
         if closing and self.kept and self.losses and self.losses[-1] == self.losses[-1]:
             self.read_kept()
+        if self._trained and self.step >= UNSEEN_STEPS and not before and not self._scripted:
+            self.blind[
+                f"no training pass went through this {type(self._model).__name__} in {self.step} steps: "
+                "watch the very module that the loop calls (with torch.compile, what it returned)"
+            ] = None
         readings = tuple(self.readings)
         del self.readings[before:]
         return Recording(
@@ -245,6 +253,18 @@ class _Hook:
 def _as_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The arguments of a forward pass as `training.call` takes them."""
     return kwargs if kwargs and not args else args
+
+
+def _backward(value: Tensor, parameters: list[Tensor]) -> None:
+    """Give each parameter the gradient of this value alone."""
+    for p in parameters:
+        p.grad = None  # `undisturbed` puts back what was there
+    if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
+        # an optimizer that steps in backward must not step now; reentrant checkpointing cannot do it this way
+        for p, g in zip(parameters, torch.autograd.grad(value, parameters, allow_unused=True), strict=True):
+            p.grad = g
+    else:
+        value.backward()
 
 
 def _random_direction(output: Any) -> Tensor:

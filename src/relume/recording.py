@@ -93,6 +93,8 @@ class InitialWeight:
     fan_in: int
     mean: float
     std: float
+    low: float = 0.0
+    high: float = 0.0
     trainable: bool = True
 
 

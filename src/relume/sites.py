@@ -40,6 +40,15 @@ _MOVES_AXES = {
 }  # fmt: skip
 _CLAMP = {torch.clamp, torch.clamp_, Tensor.clamp, Tensor.clamp_, torch.clip, Tensor.clip}
 _CLAMP_MIN = {torch.clamp_min, torch.clamp_min_, Tensor.clamp_min, Tensor.clamp_min_}
+_MAXIMUM = {torch.maximum, torch.max, Tensor.maximum, Tensor.max, torch.fmax, Tensor.fmax}
+_THRESHOLD = {nn.functional.threshold, torch.threshold, torch.threshold_}
+_CASTS = {Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.to, Tensor.type, Tensor.type_as, Tensor.int}
+# Curves that the catalogue does not have as activations; on a layer's output they are likely part of one.
+_CURVES = {
+    getattr(home, name)
+    for home in (torch, Tensor)
+    for name in ("exp", "expm1", "sin", "cos", "atan", "erf", "sinh", "cosh")
+}
 _COMPARE = {torch.gt, torch.ge, Tensor.gt, Tensor.ge, Tensor.__gt__, Tensor.__ge__}
 _MULTIPLY = {torch.mul, torch.where, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__rmul__, Tensor.where}
 
@@ -242,6 +251,9 @@ class Trace(TorchFunctionMode):
             self._remember(result, Origin(layers=(path,) if path else (), axis=-1))
         elif origins:
             source, origin = max(origins, key=lambda pair: pair[0].numel())
+            if origin.layers and (func in _CURVES or (func in _CLAMP and not sites)):
+                called = getattr(func, "__name__", "a function")
+                self.blind[f"after {origin.layers[0]}: {called}(), perhaps an activation, or part of one"] = None
             if func in _MULTIPLY and any(o.mask for _, o in origins) and origin.layers:
                 sentence = f"after {origin.layers[0]}: an activation written out as arithmetic (such as z * (z > 0))"
                 self.blind[sentence] = None
@@ -286,7 +298,7 @@ def _is_fused(func: Any) -> bool:
 
 def _carried(func: Any, source: Tensor, origin: Origin, result: Tensor, sites: frozenset[int]) -> Origin:
     """The origin of a tensor that an operation without parameters made of `source`."""
-    if func in _COMPARE:
+    if func in _COMPARE or (origin.mask and func in _CASTS):
         return replace(origin, sites=sites, mask=True)
     axis = origin.axis
     if axis is not None and (func in _MOVES_AXES or result.dim() != source.dim()):
@@ -304,11 +316,15 @@ def _guess_axis(x: Tensor, known: int | None) -> int:
 
 
 def _as_relu(func: Any, args: Any, kwargs: Any) -> str | None:
-    """`clamp` at zero from below is a ReLU."""
+    """`clamp` at zero from below, the maximum with zero and the threshold at zero are ReLUs."""
     if func in _CLAMP:
         low = args[1] if len(args) > 1 else kwargs.get("min")
         high = args[2] if len(args) > 2 else kwargs.get("max")
         return "relu" if high is None and isinstance(low, (int, float)) and low == 0 else None
+    if func in _MAXIMUM and len(args) > 1 and isinstance(args[1], Tensor):
+        return "relu" if not bool(args[1].any()) else None
+    if func in _THRESHOLD:
+        return "relu" if tuple(args[1:3]) == (0, 0) else None
     if func in _CLAMP_MIN:
         low = args[1] if len(args) > 1 else kwargs.get("min")
         return "relu" if isinstance(low, (int, float)) and low == 0 else None

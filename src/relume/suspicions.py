@@ -76,8 +76,8 @@ def suspect_bias(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspic
             best = Suspicion(
                 cause="bias",
                 strength=strength,
-                because=f"The biases of {layer_name(site.layer)} start at {number(bias.mean)} on average (root mean "
-                f"square {number(size)}), while its weighted inputs vary by {number(spread)}.",
+                because=f"The biases of {layer_name(site.layer)} start between {number(bias.low)} and "
+                f"{number(bias.high)}, while its weighted inputs vary by {number(spread)}.",
             )
     return best
 

@@ -29,6 +29,9 @@ GRADIENT_RATIO = 1e3  # first to last site; float16's whole normal range is 1e4,
 ORDERS = 12  # of magnitude between a gradient that trains and one that is as good as none; a scale, not a test
 FEWEST_SITES = 3  # below that a ratio of gradients says nothing about depth
 FEWEST_READINGS = 3  # without a gradient: a branch that starts at zero gets its first one a step later
+MOSTLY_CONSTANT = (
+    0.5  # of the energy: the squared mean outweighs the variance; under N(0, 1) sigmoid has 0.85, ReLU 0.32
+)
 LEAPS = 3  # back above the first loss: once is a spike, twice a restart
 FEWEST_LOSSES = 100  # to tell a loss that falls slowly from one that does not
 # Severity ----------------------------------------------------------------------------------------------------------
@@ -242,15 +245,18 @@ def _saturated_severity(recording: Recording, share: float, born: bool) -> Sever
 
 
 def find_off_centre(recording: Recording) -> Iterator[Symptom]:
-    """Sites whose output is mostly a constant: the squared mean outweighs the variance. A note, never an illness."""
+    """Sites of functions whose output is by nature mostly a constant, and is so here. A note, never an illness."""
     for site, steps, readings in _unit_sites(recording):
+        row = ACTIVATIONS[site.activation]
+        if site.output or row.mean**2 <= MOSTLY_CONSTANT * row.second_moment:
+            continue
         last = readings[-1]
         squares = last.mean.astype(float) ** 2
         energy = squares + last.std.astype(float) ** 2
-        if site.output or not energy.sum() > 0:
+        if not energy.sum() > 0:
             continue
         share = float(squares.sum() / energy.sum())
-        if share > 0.5:
+        if share > MOSTLY_CONSTANT:
             yield Symptom(
                 kind="off_centre", site=site.name, since=int(steps[0]), born=True,
                 evidence={"constant_share_of_energy": share}, severity="note",

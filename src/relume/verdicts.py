@@ -227,7 +227,8 @@ def _verdict(pairs: list[tuple[Run, Run]]) -> tuple[Verdict, str]:
     if often and free and no_worse and after <= CURED * before:
         return (
             "cured",
-            f"Free of {in_words(_kinds(controls, least=0.0))} in {_all(arms)}, untreated ill in {len(ill)}; {said}.",
+            f"No longer ill with {in_words(_kinds(controls, least=0.0))} in {_all(arms)}, untreated ill in {len(ill)}; "
+            f"{said}.",
         )
 
     change = mean_interval([_burden(a) - _burden(c) for c, a in pairs])

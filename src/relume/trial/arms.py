@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
-from relume.randomness import isolated_rng
+from relume.randomness import isolated_rng, one_thread
 from relume.recorder import Recorder
 from relume.recording import Recording
 from relume.symptoms import burden, dead_share, find, saturated_share
@@ -103,7 +103,7 @@ class SteadyWatch:
 
 def carry_out(training: Training, steps: int, seed: int, treatment: Treatment | None = None) -> Trained:
     """Train a fresh network, treated or not; the order of its data and its dropout depend on the seed alone."""
-    with isolated_rng():
+    with isolated_rng(), one_thread():
         model, optimizer = build(training, seed)
         stream = Stream(training.batches, seed)
         # the control looks ahead too: a loader with a state of its own must be asked the same in every arm

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import traceback
 import warnings
 from collections import Counter, deque
@@ -48,6 +49,7 @@ class Processes:
         self._payload = payload
         self._workers = workers
         self._pool: Any = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self.name = f"{workers} worker process{'es' * (workers != 1)}"
 
     def run(self, jobs: Sequence[Job], note: Note) -> None:
@@ -100,11 +102,15 @@ class Processes:
         if self._pool is None:
             from loky import ProcessPoolExecutor
 
+            # By file: a worker that dies while it starts would leave a full pipe, on which this process would wait.
+            self._folder = tempfile.TemporaryDirectory(prefix="relume-")
+            file = Path(self._folder.name) / "training.pickle"
+            file.write_bytes(self._payload)
             state = torch.get_default_dtype(), torch.get_float32_matmul_precision()
             self._pool = ProcessPoolExecutor(
                 self._workers,
                 initializer=_start_worker,
-                initargs=(self._payload, *state),
+                initargs=(file, *state),
                 env={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             )
         return self._pool
@@ -114,6 +120,9 @@ class Processes:
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=True, kill_workers=True)
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
 
 Engine = Sequential | Processes
@@ -222,7 +231,7 @@ def _lost(job: Job, failure: str, where: str) -> Run:
 _payload: bytes = b""
 
 
-def _start_worker(payload: bytes, dtype: torch.dtype, precision: str) -> None:
+def _start_worker(payload: Path, dtype: torch.dtype, precision: str) -> None:
     """Make a worker like its parent, and quiet: an interrupt is the parent's to handle, warnings were shown there."""
     global _payload  # noqa: PLW0603 - a worker's initialiser has no other place to leave it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -230,7 +239,7 @@ def _start_worker(payload: bytes, dtype: torch.dtype, precision: str) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(dtype)
     torch.set_float32_matmul_precision(precision)
-    _payload = payload
+    _payload = payload.read_bytes()
 
 
 def _work_in_worker(job: Job) -> Outcome:
