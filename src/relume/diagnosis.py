@@ -195,9 +195,18 @@ def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: 
         since=min(s.since for s in complaint),
         symptoms=complaint,
         because=tuple(because),
-        remedies=REMEDIES_FOR[cause],
+        remedies=_remedies(recording, cause),
         experiments=experiments,
     )
+
+
+def _remedies(recording: Recording, cause: Cause) -> tuple[str, ...]:
+    """The remedies for a cause, best first: each initialisation is made for one family of functions."""
+    names = REMEDIES_FOR[cause]
+    bounded = [ACTIVATIONS[site.activation].bounded for site in recording.sites if not site.output]
+    if cause == "initial_scale" and 2 * sum(bounded) > len(bounded):
+        return tuple(sorted(names, key=lambda name: name != "xavier_init"))
+    return names
 
 
 def _in_words(control: Experiment, experiments: Iterable[Experiment], cause: Cause, measure: Measure) -> list[str]:
