@@ -1,0 +1,75 @@
+"""What detectors read of a recording: units over time, and how the loss went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relume.recording import Reading, Recording, Site, SiteReading
+from relume.symptoms.record import FEWEST_LOSSES, LEARNT, UNLEARNT, Severity
+
+
+def sound(recording: Recording) -> Iterator[Reading]:
+    """The readings before the first NaN: after it, counts of silent units mean nothing."""
+    for reading in recording.readings:
+        broken = any(read.non_finite for read in reading.sites.values())
+        if broken or (reading.loss is not None and not math.isfinite(reading.loss)):
+            return
+        yield reading
+
+
+def unit_sites(recording: Recording) -> Iterator[tuple[Site, NDArray[np.int64], list[SiteReading]]]:
+    readings = list(sound(recording))
+    for site in recording.sites:
+        pairs = [(r.step, r.sites[site.name]) for r in readings if site.name in r.sites]
+        pairs = [(step, read) for step, read in pairs if len(read.silent) == site.units]
+        if pairs:
+            yield site, np.array([step for step, _ in pairs], dtype=np.int64), [read for _, read in pairs]
+
+
+def trailing(holds: NDArray[np.bool_], readings: list[SiteReading]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Per unit: the reading from which `holds` [readings, units] is true to the end, and the samples since."""
+    broken = ~holds[::-1]
+    length = np.where(broken.any(axis=0), broken.argmax(axis=0), len(holds))
+    seen = np.concatenate([[0.0], np.cumsum([float(r.samples) for r in reversed(readings)])])
+    return len(holds) - length, seen[length]
+
+
+def from_birth(recording: Recording, steps: NDArray[np.int64]) -> bool:
+    """Whether the first reading is of the weights before any training."""
+    return bool(len(steps)) and (int(steps[0]) == 0 or not recording.trained)
+
+
+def progress(recording: Recording) -> float | None:
+    """Share of its first value that the loss has lost, from medians over the first and the last tenth of the run.
+
+    None where the run is too short to say; negative where the loss has grown.
+    """
+    losses = np.asarray(recording.losses, dtype=float)
+    losses = losses[np.isfinite(losses)]
+    if len(losses) < FEWEST_LOSSES or not recording.trained:
+        return None
+    early = losses[: max(3, len(losses) // 50)]  # a tenth is too late: many networks learn most in their first steps
+    late = losses[-max(10, len(losses) // 10) :]
+    first = float(np.mean(early))
+    return (first - float(np.mean(late))) / abs(first) if first else 0.0
+
+
+def by_progress(recording: Recording) -> Severity:
+    """What an uneven gradient means: little where the loss plainly falls all the same."""
+    fallen = progress(recording)
+    if fallen is None:
+        return "warning"
+    return "critical" if fallen < UNLEARNT else "warning" if fallen < LEARNT else "note"
+
+
+def falls(losses: NDArray[np.float64]) -> bool:
+    """Whether the straight line through the losses falls beyond chance (t-statistic of its slope below -2)."""
+    x = np.arange(len(losses)) - (len(losses) - 1) / 2
+    slope = float((x * losses).sum() / np.square(x).sum())
+    residue = losses - losses.mean() - slope * x
+    error = math.sqrt(float(np.square(residue).sum()) / (len(losses) - 2) / float(np.square(x).sum()))
+    return slope < -2 * error

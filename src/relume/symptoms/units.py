@@ -1,0 +1,181 @@
+"""Detectors of units that stopped learning: dead, saturated, off centre."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relume.activations import ACTIVATIONS
+from relume.recording import Recording, Site
+from relume.symptoms.evidence import by_progress, from_birth, trailing, unit_sites
+from relume.symptoms.record import (
+    BORN_EXCESS,
+    CLOSED_SITE,
+    DEAD_OF_NETWORK,
+    DEAD_OF_SITE,
+    ENOUGH_SAMPLES,
+    MOSTLY_CONSTANT,
+    SATURATED_SAMPLES,
+    Severity,
+    Symptom,
+    at_least,
+)
+from relume.theory import dead_unit_chance, relu_correlation
+
+
+def find_dead(recording: Recording) -> Iterator[Symptom]:
+    """Units that never left a tail of slope zero since some step, over enough samples; born so, or died."""
+    found: list[Symptom] = []
+    counted = total = 0
+    for site, steps, readings in unit_sites(recording):
+        total += site.units if ACTIVATIONS[site.activation].can_die else 0
+        silent = np.array([r.silent for r in readings])
+        start, samples = trailing(silent, readings)
+        dead = (samples >= ENOUGH_SAMPLES) & (start < len(readings))
+        expected = _expected_share(recording, site, samples)
+        born = dead & (start == 0) & from_birth(recording, steps)
+        counted += int((dead & ~born).sum())
+        for units, is_born in ((born, True), (dead & ~born, False)):
+            if not units.any():
+                continue
+            share = float(units.mean())
+            since = steps[start[units]]
+            found.append(
+                Symptom(
+                    kind="dead",
+                    site=site.name,
+                    units=tuple(int(u) for u in np.flatnonzero(units)),
+                    share=share,
+                    since=int(since.min()),
+                    born=is_born,
+                    evidence={
+                        "units": float(units.sum()),
+                        "of": float(site.units),
+                        "samples": float(samples[units].min()),
+                        "rate_below": 3.0 / float(samples[units].min()),
+                        "median_step": float(np.median(since)),
+                        **({"expected_share": expected} if is_born else {}),
+                    },
+                    severity=_dead_severity(share, expected, is_born, site.units),
+                )
+            )
+    worst: Severity = "critical" if counted >= DEAD_OF_SITE * total else "warning"
+    if total and counted / total >= DEAD_OF_NETWORK:
+        found = [s if s.born else at_least(s, worst) for s in found]
+    yield from found
+
+
+def _dead_severity(share: float, expected: float, born: bool, units: int) -> Severity:
+    if share >= CLOSED_SITE:
+        return "critical"
+    if not born:
+        return "warning" if share >= DEAD_OF_SITE else "note"
+    # narrow layers differ by chance: three standard errors of a share, and one unit is never an excess
+    by_chance = max(3 * math.sqrt(expected * (1 - expected) / units), 1 / units)
+    return "warning" if share >= expected + BORN_EXCESS + by_chance else "note"
+
+
+def _expected_share(recording: Recording, site: Site, samples: NDArray[np.float64]) -> float:
+    """Dead units that initialisation gives this site by chance; 0 where the theory does not speak of it.
+
+    Two inputs look more alike the deeper they get, and more so where biases outweigh the weights, as with torch's
+    default; a unit is born dead when all of them look like one that it does not fire for. Biases beyond torch's own
+    bound are left out, since they are no chance: what they kill is excess. For a plain chain of ReLU layers.
+    """
+    chain = [s for s in recording.sites if s.order <= site.order]
+    if any(s.activation != "relu" or s.normalised for s in chain):
+        return 0.0
+    _, reads = recording.of_site(chain[0].name)
+    if not reads:
+        return 0.0
+    mean2 = float(np.mean(reads[0].pre_mean.astype(float) ** 2))
+    own = recording.initial.get(chain[0].bias)
+    mean2 = max(0.0, mean2 - (own.mean**2 + own.std**2 if own is not None else 0.0)) + _usual_bias(recording, chain[0])
+    q = mean2 + float(np.mean(reads[0].pre_std.astype(float) ** 2))
+    c = mean2 / q if q > 0 else 0.0
+    for nxt in chain[1:]:
+        weight = recording.initial.get(nxt.weight)
+        scale = weight.std**2 * weight.fan_in if weight is not None else 2.0
+        passed, bias2 = scale * q / 2, _usual_bias(recording, nxt)
+        if passed + bias2 <= 0:
+            return 0.0
+        c = (passed * relu_correlation(1, min(1.0, c)) + bias2) / (passed + bias2)
+        q = passed + bias2
+    return dead_unit_chance(min(1.0, c), int(max(1, samples.max(initial=1))))
+
+
+def _usual_bias(recording: Recording, site: Site) -> float:
+    """Mean square of the site's initial biases, at most that of torch's default, 1 / (3 fan-in)."""
+    bias, weight = recording.initial.get(site.bias), recording.initial.get(site.weight)
+    if bias is None or weight is None:
+        return 0.0
+    return min(bias.mean**2 + bias.std**2, 1 / (3 * max(1, weight.fan_in)))
+
+
+def find_saturated(recording: Recording) -> Iterator[Symptom]:
+    """Units whose slope stays below 1 % of the function's greatest, on nearly all samples.
+
+    A function with one live side (ELU, GELU) may well rest on the other for most samples, as a sparse unit does;
+    only a unit that rests there on all of them is lost. Output sites are left to `not_learning`: logits saturate
+    when the task is solved.
+    """
+    for site, steps, readings in unit_sites(recording):
+        row = ACTIVATIONS[site.activation]
+        if not row.saturates or site.output:
+            continue
+        one_sided = any(tail.slope != 0 for tail in row.tails(**site.parameters))
+        flat = np.array([r.flat_share for r in readings])
+        silent = np.array([r.silent for r in readings])
+        start, samples = trailing(flat >= (1.0 if one_sided else SATURATED_SAMPLES), readings)
+        dead, _ = trailing(silent, readings)
+        lost = (samples >= ENOUGH_SAMPLES) & (start < len(readings)) & (dead >= len(readings))
+        if not lost.any():
+            continue
+        share = float(lost.mean())
+        since = steps[start[lost]]
+        born = bool(np.mean(start[lost] == 0) >= 0.5) and from_birth(recording, steps)
+        yield Symptom(
+            kind="saturated",
+            site=site.name,
+            units=tuple(int(u) for u in np.flatnonzero(lost)),
+            share=share,
+            since=int(since.min()),
+            born=born,
+            evidence={
+                "units": float(lost.sum()),
+                "of": float(site.units),
+                "flat_share": float(flat[-1][lost].mean()),
+                "median_pre_activation": float(np.median(np.abs(readings[-1].pre_mean[lost]))),
+                "samples": float(samples[lost].min()),
+            },
+            severity=_saturated_severity(recording, share, born),
+        )
+
+
+def _saturated_severity(recording: Recording, share: float, born: bool) -> Severity:
+    """Grave where it was so from the start; units that saturate while the loss falls are features that are settled."""
+    if share < DEAD_OF_SITE or (not born and by_progress(recording) == "note"):
+        return "note"
+    return "critical" if share >= CLOSED_SITE else "warning"
+
+
+def find_off_centre(recording: Recording) -> Iterator[Symptom]:
+    """Sites of functions whose output is by nature mostly a constant, and is so here. A note, never an illness."""
+    for site, steps, readings in unit_sites(recording):
+        row = ACTIVATIONS[site.activation]
+        if site.output or row.mean**2 <= MOSTLY_CONSTANT * row.second_moment:
+            continue
+        last = readings[-1]
+        squares = last.mean.astype(float) ** 2
+        energy = squares + last.std.astype(float) ** 2
+        if not energy.sum() > 0:
+            continue
+        share = float(squares.sum() / energy.sum())
+        if share > MOSTLY_CONSTANT:
+            yield Symptom(
+                kind="off_centre", site=site.name, since=int(steps[0]), born=True,
+                evidence={"constant_share_of_energy": share}, severity="note",
+            )  # fmt: skip
