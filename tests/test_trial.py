@@ -350,7 +350,7 @@ def test_planted_arms_get_their_verdicts():
     assert result.arm("refuse").failure == "there is no convolution to widen."
     assert result.arm("stumble").failure == "ZeroDivisionError: a bug in a remedy"
     assert result.steps == 60
-    assert result.because.startswith("revive: Free of dead")
+    assert result.because.startswith("revive: no longer ill with dead")
 
 
 @pytest.mark.parametrize("arm", [overshoot, blank])
