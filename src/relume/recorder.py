@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from relume.targets import TargetFinder
 
 # The rule of three bounds a unit's firing rate by 3/n with 95 % confidence: 1000 silent samples say "below 0.3 %".
 ENOUGH_SAMPLES = 1000
+PENDING_LOSSES = 256  # kept on the device before they are moved together
 UNSEEN_STEPS = 3  # without one reading: the loop calls something else
 KEPT_BYTES = 64 * 2**20  # of training batches kept for the closing reading and for replays
 
@@ -58,14 +60,15 @@ class Recorder:
         self._probe: Probe | None = None
         self._finder = TargetFinder(loss) if loss is not None else None
         self._hooks: list[Any] = []
-        self._kept_samples: list[int] = []
+        self._full = False  # no room for more batches
+        self._extents: list[tuple[int, int]] = []  # samples and bytes of each kept batch
 
     # around one step ----------------------------------------------------------------------------------------------
 
     @property
     def keeps_enough(self) -> bool:
         """Whether the kept batches suffice for a verdict on each unit."""
-        return sum(self._kept_samples) >= ENOUGH_SAMPLES
+        return self._full or sum(samples for samples, _ in self._extents) >= ENOUGH_SAMPLES
 
     @property
     def _first_suffice(self) -> bool:
@@ -124,9 +127,15 @@ class Recorder:
             self._hooks.pop().remove()
         self._probe = None
 
+    def count(self, loss: Tensor | float | None = None) -> None:
+        """Count one optimizer step for which nothing was armed."""
+        self._pending.append(loss.detach() if isinstance(loss, Tensor) else math.nan if loss is None else loss)
+        self.step += 1
+        if len(self._pending) >= PENDING_LOSSES:
+            self.flush()
+
     def collect(self, loss: Tensor | float | None = None) -> Reading | None:
         """Count one optimizer step; the reading of it, if it was probed."""
-        self._pending.append(loss.detach() if isinstance(loss, Tensor) else float("nan") if loss is None else loss)
         reading = None
         if self._hooks:
             if self._finder is not None and (target := self._finder.end(loss)) is not None and self.kept:
@@ -139,9 +148,7 @@ class Recorder:
             error = self._error or (probe.trace.error if probe is not None else None)
             if error is not None:
                 raise error
-        if reading is not None or len(self._pending) >= 256:
-            self.flush()
-        self.step += 1
+        self.count(loss)
         return reading
 
     def _add(self, probe: Probe, reading: Reading) -> None:
@@ -152,21 +159,24 @@ class Recorder:
 
     def flush(self) -> None:
         """Move the losses since the last probe to the CPU."""
-        tensors = [loss.reshape(-1)[:1].float() for loss in self._pending if isinstance(loss, Tensor)]
-        values = iter(torch.cat(tensors).tolist() if tensors else ())
+        tensors = [
+            loss if loss.dim() == 0 else loss.reshape(-1)[0] for loss in self._pending if isinstance(loss, Tensor)
+        ]
+        values = iter(torch.stack(tensors).tolist() if tensors else ())
         self.losses += [next(values) if isinstance(loss, Tensor) else float(loss) for loss in self._pending]
         self._pending.clear()
 
     def _keep(self, args: Any, kwargs: Any) -> None:
         samples, size = _extent((args, kwargs))
+        self._full = self._full or size + sum(b for _, b in self._extents) > KEPT_BYTES
         if size > KEPT_BYTES:
             return
         self.kept.append((args, dict(kwargs)))
-        self._kept_samples.append(samples)
+        self._extents.append((samples, size))
         while len(self.kept) > 1 and (
-            sum(self._kept_samples[1:]) >= ENOUGH_SAMPLES or sum(_extent(k)[1] for k in self.kept) > KEPT_BYTES
+            sum(n for n, _ in self._extents[1:]) >= ENOUGH_SAMPLES or sum(b for _, b in self._extents) > KEPT_BYTES
         ):
-            del self.kept[0], self._kept_samples[0]
+            del self.kept[0], self._extents[0]
 
     # without a step -----------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -25,7 +26,7 @@ FIRST_STEPS = 3  # read without regard to cost: what is ill from the start shows
 FIRST_REST = 5  # ordinary steps after them, to know what a step costs without a reading
 AIM = 0.8  # of the budget; the rest is left for the error of the cost's own measurement
 SNAPSHOT_BYTES = 256 * 2**20  # of weights kept for replays, where a loss function is given
-LONGEST_WAIT = 200  # steps between probes: a layer that dies must be seen to have died, whatever a probe costs
+LONGEST_WAIT = 1000  # steps between probes, whatever one costs: a run of any length is read now and then
 
 
 class watch:
@@ -69,12 +70,12 @@ class watch:
         self._written = 0
         self._finished = False
         self._retired = False
-        self._ordinary: list[float] = []  # seconds of the latest steps that were not read
+        self._ordinary: deque[float] = deque(maxlen=64)  # seconds of the latest steps that were not read
         self._cost = 0.0  # seconds one probe adds, smoothed
         self._spent = 0.0
         self._next = 0
         self._last = time.perf_counter()
-        self._read = False
+        self._armed = self._due = False  # something is on for the next pass; it is to be read, not only kept
         self._arm()
 
     def __enter__(self) -> watch:
@@ -91,23 +92,21 @@ class watch:
         if self._retired:
             return
         now = time.perf_counter()
-        spent = now - self._last
-        if self._recorder.step < self._next and not self._read:
-            self._ordinary.append(spent)
-            del self._ordinary[:-64]
-            self._recorder.collect(loss)
-            self._last = time.perf_counter()
-            if self._recorder.step < self._next and self._recorder.keeps_enough:
-                return
-        else:
+        spent, self._last = now - self._last, now
+        if self._armed:
             self._guarded(self._collect, loss, spent, now)
-        self._guarded(self._arm)
+            self._guarded(self._arm)
+            return
+        self._recorder.count(loss)
+        self._ordinary.append(spent)
+        if self._recorder.step >= self._next:
+            self._guarded(self._arm)
 
     def _collect(self, loss: Any, spent: float, started: float) -> None:
-        reading = self._recorder.collect(loss)
-        if reading is None:
-            self._last = time.perf_counter()
-            return  # nothing went through the model in training mode; try again with the next step
+        if self._recorder.collect(loss) is None:
+            if not self._due:
+                self._ordinary.append(spent)
+            return  # kept for the closing reading; or no pass in training mode, and the next step is tried
         own = time.perf_counter() - started
         usual = median(self._ordinary) if self._ordinary else 0.0
         extra = own + (max(0.0, spent - usual) if usual else 0.0)
@@ -126,10 +125,10 @@ class watch:
         self._last = time.perf_counter()
 
     def _arm(self) -> None:
-        due = self._recorder.step >= self._next
-        self._read = due
-        if due or not self._recorder.keeps_enough:
-            self._recorder.arm(read=due)
+        self._due = self._recorder.step >= self._next
+        self._armed = self._due or not self._recorder.keeps_enough
+        if self._armed:
+            self._recorder.arm(read=self._due)
 
     # the recording ------------------------------------------------------------------------------------------------
 
