@@ -32,7 +32,9 @@ def headline(page: Page) -> str:
 def subtitle(page: Page) -> str:
     """What the headline had no room for: why this remedy, and what else is wrong."""
     sentences = []
-    if page.trial is not None and page.trial.because:
+    if page.trial is not None and page.trial.winner is not None:
+        sentences += _won(page.trial)
+    elif page.trial is not None and page.trial.because:
         sentences.append(_sentence(page.trial.because))
     elif page.healed is not None and page.healed.because:
         sentences.append(_sentence(page.healed.because))
@@ -45,6 +47,22 @@ def subtitle(page: Page) -> str:
         if others:
             sentences.append(f"Also found: {words.joined([words.CAUSES[d.cause] for d in others])}.")
     return " ".join(sentences)
+
+
+def _won(trial: Trial) -> list[str]:
+    """What the winner does, in the units of the table, and who else helps."""
+    arm = trial.arm(trial.winner or "")
+    points = numerals.in_points(trial.score, [s for a in trial.arms for s in a.scores])
+    unit = f"{trial.score}, points" if points else trial.score
+    sentences = [] if trial.finished else [f"Interrupted after {numerals.count(len(trial.seeds), 'seed')}."]
+    if arm.difference is not None:
+        told = numerals.difference(arm.difference, 100.0 if points else 1.0)
+        sentences.append(f"{_upper(unit)}: {told}; {_change(trial, arm)}.")
+    for verdict, says in (("cured", "Also cured by"), ("eased", "Eased by")):
+        others = [words.remedy(a.name) for a in trial.arms[1:] if a.verdict == verdict and a.name != arm.name]
+        if others:
+            sentences.append(f"{says} {words.joined(others)}.")
+    return sentences
 
 
 def coverage(report: Report) -> str:
