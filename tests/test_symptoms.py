@@ -271,3 +271,58 @@ def test_a_frozen_layer_is_normal() -> None:
         return model
 
     assert run(frozen, 0.01).healthy
+
+
+def test_one_unit_of_two_is_no_finding() -> None:
+    """A bottleneck of two units that lost one, in a network that learns, is a note."""
+
+    def bottleneck() -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 2), nn.ReLU(), nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 4)
+        )
+
+    recording = run(bottleneck, 0.01).recording
+    for step, reading in enumerate(recording.readings):
+        reading.sites["3"].silent[:] = [step > 3, False]
+    assert [s.severity for s in find(recording) if s.kind == "dead" and s.site == "3"] == ["note"]
+
+
+def test_half_the_outputs_closed_is_a_finding() -> None:
+    """On the network's own output nothing stands in for a unit."""
+    layer = nn.Linear(16, 4)
+    with torch.no_grad():
+        layer.bias[:2].fill_(-100.0)
+    report = relume.checkup(nn.Sequential(layer, nn.ReLU()), batches(), F.cross_entropy)
+    assert not report.healthy and report.diagnoses[0].cause in ("output_activation", "bias")
+
+
+def test_a_loss_around_zero_says_nothing_by_its_size() -> None:
+    """A policy gradient's loss that wanders around zero is not called stuck."""
+    rng = np.random.default_rng(0)
+    assert find(with_losses(rng.standard_normal(300))) == ()
+
+
+def test_growing_gradients_are_a_finding_although_a_huge_loss_falls() -> None:
+    """A loss that falls from a huge value does not excuse gradients that grow a thousandfold over depth."""
+    report = run(mlp(depth=8, edit=scaled(1.0)))
+    assert report.recording.losses[-1] < report.recording.losses[0] / 2
+    assert "exploding" in kinds(report)
+
+
+def test_nan_in_the_data_is_named_before_what_it_broke() -> None:
+    """Of a broken run the input is named first, also where a later reading saw it."""
+    data = [(x.clone(), y) for x, y in batches()]
+    data[3][0][0, 0] = float("nan")
+    torch.manual_seed(0)
+    model = mlp()()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with relume.watch(model, optimizer, budget=10.0) as watch:
+        for _ in range(3):
+            for x, y in data:
+                loss = F.cross_entropy(model(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                watch.step(loss)
+    first = watch.report().diagnoses[0]
+    assert first.cause == "unscaled_inputs" and "NaN" in first.because[0]

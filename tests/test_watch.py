@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +244,79 @@ def test_watching_another_module_than_the_loop_calls_is_said() -> None:
     assert any("no training pass went through" in sentence for sentence in watch.report().coverage.blind)
 
 
+@pytest.mark.parametrize("loss", [F.cross_entropy, nn.CrossEntropyLoss()])
+def test_nothing_is_left_on_when_the_users_step_fails(loss: Any) -> None:
+    """A model that raises in mid-run, or a step that never ends, leaves no mode and no hook, and still a report."""
+
+    class Moody(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.calls = network(), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls > 20:
+                raise ValueError("bad mood")
+            return self.body(x)
+
+    model = Moody()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="bad mood"), relume.watch(model, optimizer, loss=loss) as watch:
+        loop(model, optimizer, 40, watch)
+    assert "stopped by ValueError at step 20" in watch.recording.note
+    assert "bad mood" in " ".join(watch.report().coverage.blind)
+    other = network()
+    with relume.watch(other, optimizer, loss=loss):
+        other(data()[0])
+        torch.set_default_device("cpu")
+    torch.set_default_device(None)
+    assert not any("relume" in type(m).__module__ for m in torch.overrides._get_current_function_mode_stack())
+    assert not isinstance(loss, nn.Module) or not loss._forward_pre_hooks
+
+
+def test_a_forward_that_writes_its_own_parameters_is_put_back() -> None:
+    """Closing readings and check-ups undo what a forward pass writes into parameters and buffers."""
+
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 2)
+            self.codebook = nn.Parameter(torch.ones(3), requires_grad=False)
+            self.register_buffer("seen", None)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.codebook.mul_(0.9)
+            self.seen = x.mean()
+            return self.fc(torch.relu(x))
+
+    model = Writes()
+    relume.checkup(model, [data()[0]])
+    assert torch.equal(model.codebook, torch.ones(3)) and model.seen is None
+
+
+def test_an_empty_batch_is_passed_over() -> None:
+    """A batch without samples is not read, and does not end the watch."""
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with relume.watch(model, optimizer, budget=10.0) as watch:
+        model(torch.zeros(0, 8)).sum().backward()
+        watch.step(0.0)
+        loop(model, optimizer, 5, watch)
+    assert not watch.recording.note and len(watch.recording.readings) >= 5
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")  # torch's own: that they may change
+def test_lazy_layers_are_watched() -> None:
+    """Layers that learn their size in the first pass are no error."""
+    model = nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.LazyLinear(2))
+    with relume.watch(model, None, budget=10.0) as watch:
+        model(data()[0])
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loop(model, optimizer, 10, watch)
+    assert watch.report().coverage.watched == ("1",) and not watch.recording.note
+
+
 def test_an_error_of_ours_in_a_hook_does_not_reach_the_users_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever fails in the hooks around the forward pass or in backward, the user's step runs on."""
     for name in ("keep_weights", "read_output"):
@@ -281,6 +356,20 @@ def test_a_journal_is_readable_while_it_is_written_and_after_a_crash(tmp_path: P
         raise KeyboardInterrupt
     ended = read_journal(path)
     assert not ended.finished and "interrupted at step 20" in ended.note and ended.steps == 20
+
+
+@pytest.mark.parametrize("damage", ["UPDATE run SET value = '[1'", "UPDATE run SET value = '3'", "DELETE FROM run"])
+def test_a_damaged_journal_is_named(tmp_path: Path, damage: str) -> None:
+    """A journal that was tampered with is an error with its path, never a traceback."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    path = tmp_path / "run.db"
+    with relume.watch(model, optimizer, journal=path) as watch:
+        loop(model, optimizer, 5, watch)
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute(damage)
+    with pytest.raises(JournalError, match=r"run\.db"):
+        read_journal(path)
 
 
 def test_what_is_no_journal_is_refused_and_kept(tmp_path: Path) -> None:

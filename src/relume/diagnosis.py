@@ -63,7 +63,7 @@ REMEDIES_FOR: Mapping[Cause, tuple[str, ...]] = {
     "initial_scale": ("he_init", "xavier_init", "lsuv_init", "batch_norm"),
     "bias": ("reset_bias", "recycle", "he_init", "batch_norm", "leaky_relu"),
     "unscaled_inputs": ("scale_inputs", "batch_norm", "lower_learning_rate"),
-    "unscaled_targets": ("lower_learning_rate", "clip_gradients", "batch_norm"),
+    "unscaled_targets": ("clip_gradients", "lower_learning_rate", "raise_learning_rate"),
     "saturating_activation": ("batch_norm", "elu", "leaky_relu", "tanh", "xavier_init", "smaller_network"),
     "unbounded_activation": ("elu", "softplus", "batch_norm", "clip_gradients"),
     "narrow_and_deep": ("batch_norm", "prelu", "leaky_relu", "elu", "smaller_network"),
@@ -151,7 +151,7 @@ def diagnose(
     ]
     notes = tuple(s for s in symptoms if s.severity == "note")
     if notes:
-        found.append(_note(recording, notes))
+        found.append(_note(recording, notes, alone=not found))
     return tuple(sorted(found, key=lambda d: SEVERITIES.index(d.severity)))
 
 
@@ -178,8 +178,8 @@ def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: 
         cause = rivals[0] if rivals else cause
     elif untested:
         cause = untested[0]  # the strongest: suspicions come sorted
-    elif not experiments and found:
-        cause = found[0].cause
+    elif found and (not experiments or found[0].strength >= PLAIN):
+        cause = found[0].cause  # plain in the numbers, though no replay took it away
     because += [s.because for s in found if s.cause == cause]
     if control is not None:
         because += _in_words(control, experiments, cause, measure_of(complaint))
@@ -227,15 +227,14 @@ def _in_words(control: Experiment, experiments: Iterable[Experiment], cause: Cau
     return sentences
 
 
-def _note(recording: Recording, notes: tuple[Symptom, ...]) -> Diagnosis:
+def _note(recording: Recording, notes: tuple[Symptom, ...], *, alone: bool) -> Diagnosis:
     because = []
     dead = [s for s in notes if s.kind == "dead"]
     if dead:
         units = sum(len(s.units) for s in dead)
         total = sum(site.units for site in recording.sites if ACTIVATIONS[site.activation].can_die)
-        because.append(
-            f"{units} of {total} units are dead: few enough for a network of this kind to learn all the same."
-        )
+        judged = "few enough for a network of this kind to learn all the same" if alone else "by themselves no illness"
+        because.append(f"{units} of {total} units are dead: {judged}.")
     saturated = [s for s in notes if s.kind == "saturated"]
     if saturated:
         because.append(f"{sum(len(s.units) for s in saturated)} units are saturated, fewer than half at each site.")

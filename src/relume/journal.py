@@ -88,7 +88,10 @@ def read_journal(path: str | Path) -> Recording:
         file.close()
     if head is None:
         raise JournalError(f"the journal at {path} holds no reading yet: the run stopped before its first step ended.")
-    return from_json({**json.loads(head[0]), "readings": bodies, "losses": losses}, Recording)
+    try:
+        return from_json({**json.loads(head[0]), "readings": bodies, "losses": losses}, Recording)
+    except Exception as error:  # whatever the converter makes of a value that is not as it was written
+        raise JournalError(f"the journal at {path} is damaged: {type(error).__name__}: {error}.") from None
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from relume.activations import ACTIVATIONS
@@ -55,7 +56,11 @@ class Probe:
     def keep_weights(self) -> None:
         """Remember the parameters, so that `reading` can say how far the optimizer moved them."""
         with torch.no_grad():
-            self._before = {name: p.detach().clone() for name, p in self._model.named_parameters() if p.requires_grad}
+            self._before = {
+                name: p.detach().clone()
+                for name, p in self._model.named_parameters()
+                if p.requires_grad and not is_lazy(p)
+            }
 
     def read_input(self, args: Any) -> None:
         """Read the batch that goes in: the first floating point tensor among the arguments."""
@@ -149,7 +154,7 @@ class Probe:
         missing = torch.tensor(float("nan"))
         with torch.no_grad():
             for name, p in self._model.named_parameters():
-                if not p.requires_grad:
+                if not p.requires_grad or is_lazy(p):
                     continue
                 gradient = p.grad
                 before = self._before.get(name)
@@ -167,6 +172,8 @@ def initial_weights(model: nn.Module) -> dict[str, InitialWeight]:
     """The parameters before training: shape, fan-in, mean and standard deviation."""
     found = {}
     for name, p in model.named_parameters():
+        if is_lazy(p) or p.is_meta or not p.numel():
+            continue
         value = p.detach().float()
         fan_in = value[0].numel() if value.dim() > 1 and value.shape[0] else 0
         found[name] = InitialWeight(

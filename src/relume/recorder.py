@@ -60,6 +60,7 @@ class Recorder:
         self._probe: Probe | None = None
         self._finder = TargetFinder(loss) if loss is not None else None
         self._hooks: list[Any] = []
+        self._closed: tuple[int, list[Reading]] | None = None
         self._full = False  # no room for more batches
         self._extents: list[tuple[int, int]] = []  # samples and bytes of each kept batch
 
@@ -83,7 +84,7 @@ class Recorder:
         armed: list[Probe | None] = []
 
         def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if armed or not torch.is_grad_enabled() or not module.training:
+            if armed or not torch.is_grad_enabled() or not module.training or not _extent((args, kwargs))[0]:
                 return
             self._keep(args, kwargs)
             armed.append(Probe(self._model, self.step) if read else None)
@@ -126,6 +127,8 @@ class Recorder:
         while self._hooks:
             self._hooks.pop().remove()
         self._probe = None
+        if self._finder is not None:
+            self._finder.end(None)
 
     def count(self, loss: Tensor | float | None = None) -> None:
         """Count one optimizer step for which nothing was armed."""
@@ -160,7 +163,7 @@ class Recorder:
     def flush(self) -> None:
         """Move the losses since the last probe to the CPU."""
         tensors = [
-            loss if loss.dim() == 0 else loss.reshape(-1)[0] for loss in self._pending if isinstance(loss, Tensor)
+            loss if loss.dim() == 0 else loss.float().mean() for loss in self._pending if isinstance(loss, Tensor)
         ]
         values = iter(torch.stack(tensors).tolist() if tensors else ())
         self.losses += [next(values) if isinstance(loss, Tensor) else float(loss) for loss in self._pending]
@@ -208,6 +211,19 @@ class Recorder:
             self._read_forward(probe, args, kwargs)
             self._add(probe, probe.reading())
 
+    def _closing(self) -> list[Reading]:
+        """A reading of each kept batch with the weights as they are now; none where the model does not run on them."""
+        if self._closed is None or self._closed[0] != self.step:
+            before = len(self.readings)
+            try:
+                self.read_kept()
+            except Exception as error:  # the user's model may fail here as it did in the user's loop
+                words = f"{type(error).__name__}: {error}"
+                self.blind[f"the last weights could not be read on the batches that were kept ({words})"] = None
+            self._closed = self.step, self.readings[before:]
+            del self.readings[before:]
+        return self._closed[1]
+
     def _read_forward(self, probe: Probe, args: Any, kwargs: Any) -> None:
         """A pass of the probe's own, forward only, which changes nothing."""
         with undisturbed(self._model), torch.no_grad():
@@ -221,12 +237,12 @@ class Recorder:
         """All that was read so far; `closing` reads the kept batches once more with the weights as they are now."""
         self.flush()
         before = len(self.readings)
-        if closing and self.kept and self.losses and self.losses[-1] == self.losses[-1]:
-            self.read_kept()
+        if closing and self.kept and self.losses and math.isfinite(self.losses[-1]):
+            self.readings += self._closing()
         if self._trained and self.step >= UNSEEN_STEPS and not before and not self._scripted:
             self.blind[
                 f"no training pass went through this {type(self._model).__name__} in {self.step} steps: "
-                "watch the very module that the loop calls (with torch.compile, what it returned)"
+                "watch the very module that the loop calls (with torch.compile, what it returned), in training mode"
             ] = None
         readings = tuple(self.readings)
         del self.readings[before:]

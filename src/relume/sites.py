@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from relume.activations import ACTIVATIONS, Activation
@@ -348,10 +349,12 @@ def _parameters_of(name: str, args: Any, kwargs: Any) -> tuple[dict[str, float],
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Leaves the model and the global random generators bit-identical: buffers, modes and gradients are put back."""
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
+    kept: list[tuple[dict[str, Any], str, Tensor | None, Tensor | None]] = [
+        (store, name, tensor, None if tensor is None else tensor.detach().clone())
         for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
+        for store in (module._parameters, module._buffers)
+        for name, tensor in store.items()
+        if tensor is None or not is_lazy(tensor)
     ]
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(p, p.grad) for p in model.parameters()]
@@ -360,8 +363,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         with torch.no_grad():
-            for module, name, buffer, value in buffers:
-                setattr(module, name, buffer.copy_(value))  # the same tensor again, also where forward replaced it
+            for store, name, tensor, value in kept:
+                if tensor is not None and value is not None and not (tensor.is_meta or torch.equal(tensor, value)):
+                    tensor.copy_(value)
+                store[name] = tensor  # the same tensor again, also where forward replaced it
         for module, mode in modes:
             module.training = mode
         for parameter, gradient in gradients:

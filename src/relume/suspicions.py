@@ -16,7 +16,7 @@ import numpy as np
 from relume.activations import ACTIVATIONS
 from relume.errors import RelumeError
 from relume.recording import InitialWeight, InputReading, Recording, Site, layer_name
-from relume.symptoms import Symptom
+from relume.symptoms import GRADIENT_RATIO, Symptom
 from relume.theory import born_dead_chance, moments
 
 Cause = Literal[
@@ -26,6 +26,7 @@ Cause = Literal[
 
 
 CERTAIN = 1.0  # a fact rather than a clue
+FAINT = 0.1  # worth a replay, and nothing by itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,7 @@ class Suspicion:
 
 def suspect_inputs(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
     """Inputs far from unit scale multiply the first layer's pre-activations and its gradients."""
-    fed = _first_input(recording)
+    fed = _telling_input(recording)
     if fed is None:
         return None
     if fed.non_finite:
@@ -92,6 +93,8 @@ def suspect_scale(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspi
     worst, site = max(ratios, key=lambda pair: abs(math.log(pair[0])))
     ratio = middle if _off(middle, 1.0, tolerated=2.0, low=0.25) > 0 else worst
     strength = _off(ratio, 1.0, tolerated=2.0, low=0.25)
+    if strength <= 0 and _off(middle ** len(ratios), 1.0, tolerated=GRADIENT_RATIO) > 0:
+        strength = FAINT  # what one layer bears multiplies up over many: worth a replay
     if strength <= 0:
         return None
     where = "The weights" if ratio == middle else f"The weights of {layer_name(site.layer)}"
@@ -106,9 +109,9 @@ def suspect_scale(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspi
 def scale_ratio(recording: Recording, site: Site) -> float | None:
     """Initial standard deviation of the site's weights over the one that keeps the signal: gain / sqrt(fan-in)."""
     weight = recording.initial.get(site.weight)
-    if weight is None or site.normalised or weight.fan_in < 1 or weight.std <= 0:
+    if weight is None or site.normalised or weight.fan_in < 1:
         return None
-    return weight.std * math.sqrt(weight.fan_in) / sound_gain(site)
+    return max(weight.std, 1e-12) * math.sqrt(weight.fan_in) / sound_gain(site)
 
 
 def sound_gain(site: Site) -> float:
@@ -198,7 +201,8 @@ def suspect_targets(recording: Recording, complaint: tuple[Symptom, ...]) -> Sus
         cause="unscaled_targets",
         strength=strength,
         because=f"The first loss is {number(first.loss)} while the network's outputs are of size "
-        f"{number(first.output_rms)}: the targets are on another scale.",
+        f"{number(first.output_rms)}: the targets are on another scale. "
+        "Standardise them; no change to the network does.",
     )
 
 
@@ -259,15 +263,18 @@ def suspect_shape(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspi
 
 def suspect_output(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
     """An activation on the network's own output that is flat where the targets are."""
+    dead: dict[str, int] = {}
     for symptom in complaint:
-        if symptom.kind != "dead" or symptom.share < 1:
-            continue
-        site = recording.site(symptom.site)
-        if site.output:
+        if symptom.kind == "dead":
+            dead[symptom.site] = dead.get(symptom.site, 0) + len(symptom.units)
+    for site in recording.sites:
+        count = dead.get(site.name, 0)
+        if site.output and 2 * count >= site.units:
             return Suspicion(
                 cause="output_activation",
-                strength=0.9,
-                because=f"The network ends in {site.activation}, and all {site.units} outputs sit on its flat side.",
+                strength=CERTAIN if count == site.units else 0.9,
+                because=f"The network ends in {site.activation}, and {count} of its {site.units} outputs sit on "
+                "the flat side of it.",
             )
     return None
 
@@ -320,8 +327,10 @@ def _off(value: float, usual: float, *, tolerated: float, low: float | None = No
     return 0.0 if beyond <= 0 else min(1.0, 0.3 + 0.7 * beyond / math.log(100))
 
 
-def _first_input(recording: Recording) -> InputReading | None:
-    return next((r.input for r in recording.readings if r.input is not None), None)
+def _telling_input(recording: Recording) -> InputReading | None:
+    """The first batch with NaN in it, or else the first batch."""
+    read = [r.input for r in recording.readings if r.input is not None]
+    return next((batch for batch in read if batch.non_finite), read[0] if read else None)
 
 
 def _sites_of(recording: Recording, complaint: Iterable[Symptom]) -> list[Site]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from relume.nested import tensors
 
@@ -44,8 +44,7 @@ class TargetFinder:
             self._output, self._candidates = None, []
             return candidates[0] if len(candidates) == 1 else None
         if self._mode is not None:
-            if (stack := _get_current_function_mode_stack()) and stack[-1] is self._mode:
-                self._mode.__exit__(None, None, None)
+            _take_off(self._mode)
             self._candidates += self._mode.met
             self._mode = None
         output, candidates = self._output, self._candidates
@@ -61,6 +60,15 @@ class TargetFinder:
                 if same:
                     return candidate
         return None
+
+
+def _take_off(mode: TorchFunctionMode) -> None:
+    """End a mode, also where the user has entered another since and is still in it."""
+    above: list[TorchFunctionMode] = []
+    while mode in _get_current_function_mode_stack():
+        above.append(_pop_mode())
+    for other in reversed([m for m in above if m is not mode]):
+        _push_mode(other)
 
 
 class _Meetings(TorchFunctionMode):

@@ -16,6 +16,7 @@ from relume.symptoms.record import (
     FEWEST_SITES,
     GRADIENT_RATIO,
     LEAPS,
+    SWINGS,
     UNLEARNT,
     Kind,
     Symptom,
@@ -76,6 +77,9 @@ def _gradient_symptom(recording: Recording, kind: Kind, is_ill: Callable[[float]
     if start >= len(ill):
         return
     hidden = [site for site in recording.sites if not site.output]
+    severity = by_progress(recording)
+    if kind == "exploding" and severity == "note" and 2 * sum(site.normalised for site in hidden) <= len(hidden):
+        severity = "warning"  # a loss of a million falls easily; behind normalisation growth is by design
     ratio = float(np.exp(np.mean(np.log(np.maximum(ratios[start:], 1e-45)))))
     yield Symptom(
         kind=kind,
@@ -89,7 +93,7 @@ def _gradient_symptom(recording: Recording, kind: Kind, is_ill: Callable[[float]
             "last_gradient": lasts[-1],
             "sites": float(len(hidden)),
         },
-        severity=by_progress(recording),
+        severity=severity,
     )
 
 
@@ -98,10 +102,11 @@ def find_non_finite(recording: Recording) -> Iterator[Symptom]:
     losses = np.asarray(recording.losses, dtype=float)
     known = ~np.isfinite(losses) if recording.trained and np.isfinite(losses).any() else np.zeros(0, dtype=bool)
     first = int(np.argmax(known)) if known.any() else None
-    for reading in recording.readings:
+    for reading in recording.readings:  # the data first, at whatever step they were looked at: they are the cause
         if reading.input is not None and reading.input.non_finite:
             yield _non_finite("", reading.step, {"input_values": float(reading.input.non_finite)})
             return
+    for reading in recording.readings:
         broken = [(name, read.non_finite) for name, read in reading.sites.items() if read.non_finite]
         if broken:
             yield _non_finite(broken[0][0], reading.step, {"values": float(broken[0][1])})
@@ -127,6 +132,8 @@ def find_not_learning(recording: Recording) -> Iterator[Symptom]:
     if fallen is None or not np.isfinite(losses).all():
         return
     late = losses[len(losses) // 2 :]
+    if abs(float(np.mean(losses))) < 2 * float(np.std(losses)):
+        return  # a loss around zero, such as a policy gradient's or a critic's, says nothing by its size
     if fallen < UNLEARNT and not falls(losses[len(losses) // 10 :]) and float(np.mean(late)) > 0:
         yield Symptom(
             kind="not_learning", site="", since=0, born=True,
@@ -144,6 +151,9 @@ def find_cut_off(recording: Recording) -> Iterator[Symptom]:
     readings = [r for r in sound(recording) if any(w.gradient is not None for w in r.weights.values())]
     if len(readings) < FEWEST_READINGS:
         return
+    readings = [r for r in readings if any(w.gradient for w in r.weights.values())]  # else they were cleared too early
+    if len(readings) < FEWEST_READINGS:
+        return
     reached = {name for reading in readings for name, weight in reading.weights.items() if weight.gradient}
     sites = [s for s in recording.sites if s.weight in readings[0].weights and s.weight not in reached]
     blocked = [s for s in (*find_dead(recording), *find_saturated(recording)) if s.share >= CLOSED_SITE]
@@ -159,14 +169,14 @@ def find_cut_off(recording: Recording) -> Iterator[Symptom]:
 def find_oscillating(recording: Recording) -> Iterator[Symptom]:
     """A loss that falls well below its first value and leaps back above it, again and again in the second half."""
     losses = np.asarray(recording.losses, dtype=float)
-    if len(losses) < FEWEST_LOSSES or not recording.trained or not np.isfinite(losses).all():
+    if len(losses) < FEWEST_LOSSES or not recording.trained or not np.isfinite(losses).all() or losses.min() < 0:
         return
     first = float(np.median(losses[:5]))
     late = losses[len(losses) // 2 :]
     above, below = late > first, late < first / 2
     states = np.where(above, 1, np.where(below, -1, 0))
     leaps = int(np.count_nonzero(np.diff(states[states != 0]) == 2))  # from well below to above, by whatever way
-    if leaps >= LEAPS and above.mean() > 0.1 and below.mean() > 0.1:
+    if leaps >= LEAPS and min(above.mean(), below.mean()) > SWINGS:
         yield Symptom(
             kind="oscillating", site="", since=len(losses) // 2,
             evidence={"share_above_first_loss": float(above.mean()), "leaps": float(leaps), "first_loss": first},

@@ -21,6 +21,7 @@ FEWEST_READINGS = 3  # without a gradient: a branch that starts at zero gets its
 MOSTLY_CONSTANT = (
     0.5  # of the energy: the squared mean outweighs the variance; under N(0, 1) sigmoid has 0.85, ReLU 0.32
 )
+SWINGS = 0.25  # of the second half above the first loss, and as much below half of it
 LEAPS = 3  # back above the first loss: once is a spike, twice a restart
 FEWEST_LOSSES = 100  # to tell a loss that falls slowly from one that does not
 # Severity ----------------------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
             if not units.any():
                 continue
             share = float(units.mean())
+            all_dead = float(dead.mean())
             since = steps[start[units]]
             found.append(
                 Symptom(
@@ -59,7 +60,7 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
                         "median_step": float(np.median(since)),
                         **({"expected_share": expected} if is_born else {}),
                     },
-                    severity=_dead_severity(share, expected, is_born, site.units),
+                    severity=_dead_severity(share, all_dead, expected, is_born, site),
                 )
             )
     worst: Severity = "critical" if counted >= DEAD_OF_SITE * total else "warning"
@@ -68,13 +69,15 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
     yield from found
 
 
-def _dead_severity(share: float, expected: float, born: bool, units: int) -> Severity:
+def _dead_severity(share: float, all_dead: float, expected: float, born: bool, site: Site) -> Severity:
     if share >= CLOSED_SITE:
         return "critical"
+    one = 1 / site.units  # one unit is never an excess
+    if site.output and all_dead >= DEAD_OF_SITE:
+        return "critical" if all_dead >= CLOSED_SITE else "warning"  # no other unit can stand in for an output
     if not born:
-        return "warning" if share >= DEAD_OF_SITE else "note"
-    # narrow layers differ by chance: three standard errors of a share, and one unit is never an excess
-    by_chance = max(3 * math.sqrt(expected * (1 - expected) / units), 1 / units)
+        return "warning" if share >= DEAD_OF_SITE + one else "note"
+    by_chance = max(3 * math.sqrt(expected * (1 - expected) / site.units), one)  # three standard errors of a share
     return "warning" if share >= expected + BORN_EXCESS + by_chance else "note"
 
 
