@@ -326,3 +326,24 @@ def test_nan_in_the_data_is_named_before_what_it_broke() -> None:
                 watch.step(loss)
     first = watch.report().diagnoses[0]
     assert first.cause == "unscaled_inputs" and "NaN" in first.because[0]
+
+
+def test_dead_units_of_a_network_that_was_trained_before_are_not_held_against_its_initialisation() -> None:
+    """A quarter of a layer dead at the first reading is a finding in a new network, and a note in a resumed one."""
+    for resumed in (False, True):
+        torch.manual_seed(0)
+        model = mlp(edit=closed(8))()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        passes = batches() * 2
+        for x, y in passes[:1] if resumed else []:
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        with relume.watch(model, optimizer) as watch:
+            for x, y in passes:
+                loss = F.cross_entropy(model(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                watch.step(loss)
+        (symptom,) = [s for s in watch.report().symptoms if s.kind == "dead" and len(s.units) >= 8]
+        assert symptom.severity == ("note" if resumed else "warning")

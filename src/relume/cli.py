@@ -6,7 +6,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -208,14 +208,22 @@ def heal(
 ) -> None:
     """Diagnose, try remedies, adopt the proven one, train; never worse than the untreated network."""
     training = load(subject)
+    from relume.checkup import diagnose as examine
     from relume.heal import heal as run
     from relume.report.results import Page
 
     with _progress() as (stage, on_progress):
-        stage("diagnosing, then trying remedies beside the untreated network")
-        healed = run(
-            training, seeds=seeds, steps=steps, engine=engine, remedies=remedies or None, on_progress=on_progress
-        )
+        stage("training a network and watching its units")
+        report = examine(training, steps=steps)
+        healed = None
+        if report.recording.finished:
+            stage("trying remedies beside the untreated network")
+            asked = {"seeds": seeds, "steps": steps, "engine": engine, "remedies": remedies or None}
+            with suppress(KeyboardInterrupt):
+                healed = run(training, **asked, on_progress=on_progress, report=report)
+    if healed is None:  # interrupted: what was found until then is not lost
+        _show(Page.of(report), json_path, html_path)
+        sys.exit(INTERRUPTED)
     if save is not None:
         import torch
 

@@ -55,6 +55,7 @@ class Recorder:
         self._scripted = isinstance(self._model, torch.jit.ScriptModule)
         self._optimizer = optimizer
         self._trained = trained
+        self._resumed = optimizer is not None and bool(optimizer.state)
         self._started = time.perf_counter()
         self._pending: list[Tensor | float] = []
         self._probe: Probe | None = None
@@ -256,6 +257,7 @@ class Recorder:
             blind=tuple(self.blind),
             steps=self.step,
             trained=self._trained,
+            resumed=self._resumed,
             finished=finished,
             note=self.note,
             seconds=time.perf_counter() - self._started,

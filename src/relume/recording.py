@@ -111,6 +111,7 @@ class Recording:
     blind: tuple[str, ...] = ()  # what could not be seen, and why, one sentence each
     steps: int = 0
     trained: bool = True  # False: a check-up, nothing was trained
+    resumed: bool = False  # the optimizer had a state already: the first reading is not of a new network
     finished: bool = True  # False: the run crashed, was interrupted or still goes on
     note: str = ""  # why it stopped early
     seconds: float = 0.0

@@ -60,7 +60,7 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
                         "median_step": float(np.median(since)),
                         **({"expected_share": expected} if is_born else {}),
                     },
-                    severity=_dead_severity(share, all_dead, expected, is_born, site),
+                    severity=_dead_severity(share, all_dead, expected, is_born and not recording.resumed, site),
                 )
             )
     worst: Severity = "critical" if counted >= DEAD_OF_SITE * total else "warning"
