@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -470,3 +471,25 @@ def test_an_interrupted_trial_judges_the_seeds_that_are_done():
     assert all(len(arm.scores) == 2 for arm in result.arms)
     with pytest.raises(KeyboardInterrupt):
         trial(make(), **asked, on_progress=interrupt_after(4 + 2 + 1))
+
+
+class Uncopyable:
+    """Batches from a generator of its own, held by an object that cannot be copied."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(7)
+        self.lock = threading.Lock()
+
+    def __iter__(self):
+        x = torch.randn(256, 4, generator=torch.Generator().manual_seed(0))
+        y = (x[:, 0] > 0).long()
+        for index in torch.randperm(len(x), generator=self.generator).split(32):
+            yield x[index], y[index]
+
+
+def test_a_loader_that_cannot_be_copied_gives_every_arm_the_same_batches():
+    """A no-op arm equals the control exactly, also where the loader keeps a state that no copy can reset."""
+
+    result = run_trial(make(batches=Uncopyable()), {"nothing": nothing}, (0, 1), 20, "sequential", None)
+    assert result.arm("nothing").scores == result.control.scores
+    assert result.arm("nothing").verdict == "no_effect"

@@ -11,7 +11,7 @@ from relume.errors import RemedyError
 from relume.interventions import report_on
 from relume.remedies import REMEDIES, Remedy
 from relume.report.results import Healed, Report, Trial
-from relume.training import Training, fresh, require_steps
+from relume.training import Training, fresh, repeatable, require_steps
 from relume.trial import trial as run_trial
 from relume.trial.arms import Trained, carry_out
 from relume.trial.proof import apply_remedy, seed_list
@@ -49,6 +49,7 @@ def heal(
     """
     chosen_seeds = seed_list(seeds)
     steps = training.steps if steps is None else require_steps(steps)
+    training = repeatable(training, steps)
     if report is None:
         report = diagnose(training, steps)
         if not report.recording.finished:

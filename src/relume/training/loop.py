@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -214,6 +215,18 @@ def fresh(training: Training) -> Training:
     except Exception:  # whatever a loader of the user's raises, such as for an open file
         return training
     return replace(training, batches=copies[0], validation=copies[1])
+
+
+def repeatable(training: Training, steps: int) -> Training:
+    """The training with batches that every run can have alike: where the loader cannot be copied, a record of them.
+
+    A loader with a state of its own would else give each run other batches. The record holds `steps` batches at most.
+    """
+    try:
+        copy.deepcopy(training.batches)
+    except Exception:  # whatever a loader of the user's raises, such as for an open file
+        return replace(training, batches=list(islice(Stream(training.batches, 0), steps)))
+    return training
 
 
 def check(training: Training) -> float:

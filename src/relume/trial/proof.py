@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from relume.errors import RemedyError, TrialError
 from relume.report.results import Report, Trial
 from relume.report.words import remedy as remedy_words
-from relume.training import Training, check, require_steps
+from relume.training import Training, check, repeatable, require_steps
 from relume.trial.arms import CONTROL, Job, Outcome, Treatment
 from relume.trial.engine import Engine, opened, packed
 from relume.verdicts import MIN_SEEDS, Arm, Run, in_words, judge, judge_control, ranked, winner
@@ -85,6 +85,7 @@ def run_trial(
     """A trial of named treatments against the untreated network."""
     started = time.perf_counter()
     steps = training.steps if steps is None else require_steps(steps)
+    training = repeatable(training, steps)
     seconds = rehearse(training, steps)
     jobs = [Job(CONTROL, seed) for seed in seeds]
     jobs += [Job(name, seed, treatment) for seed in seeds for name, treatment in treatments.items()]
