@@ -154,6 +154,7 @@ def snippet(name: str, *, example: bool = False, by_hand: str = "") -> str:
     lines = [
         "import relume",
         "",
+        *(["# example_input: one batch of your inputs, such as next(iter(loader))[0]"] if example else []),
         f'treated = relume.treat(model, optimizer, "{name}"{given})',
         "model, optimizer = treated.model, treated.optimizer",
     ]
