@@ -372,6 +372,17 @@ def test_a_damaged_journal_is_named(tmp_path: Path, damage: str) -> None:
         read_journal(path)
 
 
+def test_the_next_run_replaces_a_journal(tmp_path: Path) -> None:
+    """A journal at the same path holds the latest run alone."""
+    path = tmp_path / "run.db"
+    for steps in (12, 5):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with relume.watch(model, optimizer, journal=path) as watch:
+            loop(model, optimizer, steps, watch)
+    assert read_journal(path).steps == 5 and len(read_journal(path).losses) == 5
+
+
 def test_what_is_no_journal_is_refused_and_kept(tmp_path: Path) -> None:
     """A file that is something else is neither read nor overwritten."""
     with pytest.raises(JournalError, match="no such file"):

@@ -15,10 +15,9 @@ from relume.nested import first_float
 from relume.probe import Probe, initial_weights
 from relume.recording import Reading, Recording, Site
 from relume.sites import undisturbed
+from relume.symptoms import ENOUGH_SAMPLES
 from relume.targets import TargetFinder
 
-# The rule of three bounds a unit's firing rate by 3/n with 95 % confidence: 1000 silent samples say "below 0.3 %".
-ENOUGH_SAMPLES = 1000
 PENDING_LOSSES = 256  # kept on the device before they are moved together
 UNSEEN_STEPS = 3  # without one reading: the loop calls something else
 KEPT_BYTES = 64 * 2**20  # of training batches kept for the closing reading and for replays

@@ -25,10 +25,10 @@ from relume.surgery import (
     why_not_constant,
     why_not_narrow,
 )
+from relume.symptoms import ENOUGH_SAMPLES
 from relume.wiring import Layer, Wiring, follow, outputs
 
 FIRES = (0.2, 0.8)  # share of samples on which a recycled unit should fire
-ENOUGH_SAMPLES = 1000  # a unit silent on so many fires on less than 0.3 % of samples, with 95 % confidence
 FAR = 4.0  # with fewer samples, the tail's edge must be so many standard deviations away from the mean pre-activation
 
 

@@ -103,7 +103,7 @@ DETECTORS: tuple[Callable[[Recording], Iterator[Symptom]], ...] = (
 def find(recording: Recording) -> tuple[Symptom, ...]:
     """All symptoms of a recording, the gravest first."""
     found = [symptom for detector in DETECTORS for symptom in detector(recording)]
-    return tuple(sorted(found, key=lambda s: (SEVERITIES.index(s.severity), -s.share, s.since), reverse=False))
+    return tuple(sorted(found, key=lambda s: (SEVERITIES.index(s.severity), -s.share, s.since)))
 
 
 def burden(recording: Recording, symptoms: tuple[Symptom, ...], kinds: tuple[Kind, ...] | None = None) -> float:

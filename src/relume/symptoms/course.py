@@ -156,6 +156,8 @@ def find_cut_off(recording: Recording) -> Iterator[Symptom]:
         return
     reached = {name for reading in readings for name, weight in reading.weights.items() if weight.gradient}
     sites = [s for s in recording.sites if s.weight in readings[0].weights and s.weight not in reached]
+    if not sites:
+        return
     blocked = [s for s in (*find_dead(recording), *find_saturated(recording)) if s.share >= CLOSED_SITE]
     if blocked or any(find_vanishing(recording)):
         return
