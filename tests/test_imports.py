@@ -33,6 +33,8 @@ ORDER = (
     "wiring",
     "surgery",
     "grafts",
+    "initialise",
+    "forecast",
     "training",
     "interventions",
     "watch",

@@ -6,6 +6,15 @@ one more row in `catalogue.py` and no code elsewhere. Nothing here imports torch
 """
 
 from relume.activations.catalogue import ACTIVATIONS, activation, activations
-from relume.activations.row import Activation, Parameter, Tail, normal_rule
+from relume.activations.row import Activation, Parameter, Tail, normal_points, normal_rule
 
-__all__ = ["ACTIVATIONS", "Activation", "Parameter", "Tail", "activation", "activations", "normal_rule"]
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "Parameter",
+    "Tail",
+    "activation",
+    "activations",
+    "normal_points",
+    "normal_rule",
+]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, reduce
 from math import inf
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
 from relume.errors import ActivationError
 
 T = TypeVar("T")
+
+# How the numbers that one output reads lie in a tensor: each alone; two halves along one dimension (a gate); pieces
+# side by side (maxout); each alone, with two results (CReLU); or all along one dimension (softmax).
+Layout = Literal["elementwise", "halves", "pieces", "doubled", "across"]
 
 
 # --- what a row is made of --------------------------------------------------------------------------------------------
@@ -24,12 +28,15 @@ class Parameter:
     """A number that shapes a function, under the name that torch gives it, with the values it may take (both ends in).
 
     `init_argument` is set where the torch module learns the number as a tensor: the constructor's name for its start.
+    `derivative` is then that of the function by this number, of the input and all parameters, where torch has no
+    operator that knows it.
     """
 
     default: float
     low: float = -inf
     high: float = inf
     init_argument: str | None = None
+    derivative: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,11 @@ class Activation:
     derivative that torch uses there. NaN gives NaN; the ends at -inf and inf give the limits. The properties describe
     the function at its default parameters; the methods take parameters.
 
+    Most functions map one number to one. Others read several `operands` (a gate reads a value and what gates it) or
+    give several `outputs`: `f` then takes so many arrays and gives a tuple, and `df` gives the tuple of all partial
+    derivatives, output by output. Such a function is described along its last operand, with the others at 1, by the
+    size of all its partial derivatives: `value` and `slope` are the same two functions of one number for every row.
+
     >>> from relume.activations import activation
     >>> row = activation("leaky_relu")
     >>> row.f(np.array([-2.0, 3.0]), negative_slope=0.5).tolist()
@@ -61,6 +73,9 @@ class Activation:
 
     name: str
     module: str  # the class of the module that applies it, as a dotted name
+    layout: Layout = "elementwise"
+    operands: int = 1
+    outputs: int = 1
     functions: tuple[str, ...] = ()  # the callables that apply it; parameters follow the input in the order declared
     fixed: Mapping[str, str] = field(default_factory=dict)  # arguments that tell it from a row with the same names
     tex: str
@@ -90,6 +105,24 @@ class Activation:
                 )
         return {name: float(parameters.get(name, p.default)) for name, p in self.parameters.items()}
 
+    def value(self, x: Any, **parameters: float) -> Any:
+        """The function along its last operand, the others at 1; of several outputs the first."""
+        y = self.f(*self._section(x), **self.arguments(**parameters))
+        return y if self.outputs == 1 else y[0]
+
+    def slope(self, x: Any, **parameters: float) -> Any:
+        """The derivative; of a function of several numbers, the root of the sum of squares of its partial ones."""
+        partials = self.partials(*self._section(x), **parameters)
+        return partials[0] if len(partials) == 1 else reduce(np.hypot, partials)
+
+    def partials(self, *operands: Any, **parameters: float) -> tuple[Any, ...]:
+        """The partial derivatives by every operand, output by output."""
+        found = self.df(*operands, **self.arguments(**parameters))
+        return found if isinstance(found, tuple) else (found,)
+
+    def _section(self, x: Any) -> tuple[Any, ...]:
+        return (*[np.ones_like(x)] * (self.operands - 1), x)
+
     def tails(self, **parameters: float) -> tuple[Tail, Tail]:
         """The left and the right end of the function."""
         arguments = self.arguments(**parameters)
@@ -106,7 +139,10 @@ class Activation:
             x
             for x in _at(self.kinks, arguments)
             for around in [np.array([np.nextafter(x, -inf), np.nextafter(x, inf)])]
-            if max(abs(np.diff(g(around, **arguments))[0]) for g in (self.f, self.df)) > _JUMP
+            if any(
+                abs(np.diff(y)[0]) > _JUMP
+                for y in (self.value(around, **arguments), *self.partials(*self._section(around), **arguments))
+            )
         )
 
     def flat_edges(self, tolerance: float, **parameters: float) -> tuple[float, float]:
@@ -222,7 +258,7 @@ def _steepest(row: Activation, items: tuple[tuple[str, float], ...]) -> float:
     x = _grid(row, arguments)
     found = [abs(tail.slope) for tail in tails]
     for _ in range(3):  # each round looks closer around the steepest point of the one before
-        slopes = np.abs(row.df(x, **arguments))
+        slopes = np.abs(row.slope(x, **arguments))
         top = int(np.argmax(slopes))
         found.append(float(slopes[top]))
         x = np.linspace(x[max(top - 1, 0)], x[min(top + 1, len(x) - 1)], 1001)
@@ -240,10 +276,10 @@ def _flat_edges(row: Activation, tolerance: float, items: tuple[tuple[str, float
         )
     scale = _steepest(row, items)
     if math.isinf(scale):
-        scale = abs(float(row.df(np.float64(0.0), **arguments)))
+        scale = abs(float(row.slope(np.float64(0.0), **arguments)))
 
     def flat(x: Any) -> Any:
-        slope = np.abs(row.df(x, **arguments))
+        slope = np.abs(row.slope(x, **arguments))
         return (slope < tolerance * scale) | (slope == 0)
 
     def edge(x: np.ndarray) -> float:
@@ -273,21 +309,46 @@ def normal_rule(centres: tuple[float, ...] = (), q: float = 1.0) -> tuple[np.nda
     away = 2.0 ** np.arange(finest, 6)
     around = [np.concatenate([m - away, [m], m + away]) for m in (0.0, *(c / width for c in centres))]
     edges = np.unique(np.clip(np.concatenate([np.arange(-37, 38), *around]), -37, 37))  # beyond, the density is 0
-    nodes, weights = _legendre()
-    half = np.diff(edges)[:, None] / 2
-    z = (edges[:-1, None] + half + half * nodes).ravel()
-    w = (half * weights).ravel() * np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-    return width * z, w
+    z, w = _panels(edges[None, :], nodes=20)
+    return width * z.ravel(), w.ravel()
 
 
-@lru_cache(maxsize=1)
-def _legendre() -> tuple[np.ndarray, np.ndarray]:
-    return np.polynomial.legendre.leggauss(20)
+def normal_points(operands: int, centres: tuple[float, ...] = (), q: float = 1.0) -> tuple[Any, np.ndarray]:
+    """Points, an array for each operand, and weights: sum(w g(*points)) is the mean of g for independent N(0, q).
+
+    One operand gives `normal_rule`. For two, the panels of the second are also split where it equals the first, so that
+    a maximum of both keeps its digits. Raises `ActivationError` for more.
+    """
+    if operands == 1:
+        x, w = normal_rule(centres, q)
+        return (x,), w
+    if operands != 2:
+        raise ActivationError(f"means over {operands} operands are not known; there are rules for 1 and 2.")
+    a, w_a = _panels(np.arange(-9.0, 10.0)[None, :], nodes=12)
+    edges = np.concatenate([np.broadcast_to(np.arange(-9.0, 10.0), (a.size, 19)), a.reshape(-1, 1)], axis=1)
+    b, w_b = _panels(np.sort(edges, axis=1), nodes=12)
+    width = math.sqrt(q)
+    first = np.broadcast_to(a.reshape(-1, 1), b.shape)
+    return (width * first.ravel(), width * b.ravel()), (w_a.reshape(-1, 1) * w_b).ravel()
+
+
+def _panels(edges: np.ndarray, nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss-Legendre nodes, and weights times the standard normal density, between neighbouring edges of each row."""
+    at, weights = _legendre(nodes)
+    half = np.diff(edges, axis=1)[:, :, None] / 2
+    z = (edges[:, :-1, None] + half + half * at).reshape(len(edges), -1)
+    return z, (half * weights).reshape(len(edges), -1) * np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
+@lru_cache(maxsize=4)
+def _legendre(nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.polynomial.legendre.leggauss(nodes)
 
 
 @lru_cache(maxsize=1024)
 def _normal_moments(row: Activation) -> tuple[float, float]:
     arguments = row.arguments()
-    x, w = normal_rule(_at(row.kinks, arguments))
-    y = row.f(x, **arguments)
-    return float(w @ y), float(w @ (y * y))
+    x, w = normal_points(row.operands, _at(row.kinks, arguments))
+    y = row.f(*x, **arguments)
+    outputs = y if isinstance(y, tuple) else (y,)
+    return sum(float(w @ v) for v in outputs) / row.outputs, sum(float(w @ (v * v)) for v in outputs) / row.outputs
