@@ -1,0 +1,106 @@
+"""What is true of a run, measured without relume: how far it gets, which units are closed on all data, what gradients do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.illness.cases import Spec, fed, training, well
+from benchmarks.illness.tasks import floor
+from relume.activations import activations
+from relume.nn import resolve
+
+LEARNT = 0.5  # of the way from the best constant answer to a perfect one: who gets there is well
+BEHIND = 0.1  # of the same way: who ends so far behind the run without the planted thing is ill
+CLOSED = 0.5  # of a hidden layer closed on every sample is ill whatever the score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truth:
+    """One run, trained to its end without a watch."""
+
+    score: float | None  # None: diverged
+    floor: float
+    dead: tuple[float, ...]  # share of units whose output is 0 for every training sample, by hidden layer
+    gradients: tuple[float, ...]  # norm of the loss's gradient by layer's weights, at the end
+    well: bool
+    ill: bool
+
+
+def measure(spec: Spec) -> Truth:
+    """Train it, and for a planted run also the run it was made from."""
+    score, model = _trained(spec)
+    data = fed(spec)
+    base = floor(spec.loss, data.y_held)
+    dead, gradients = _dead(model, data.x), _gradients(spec, model)
+    reached = score is not None and score - base > LEARNT * (1 - base)
+    if not spec.planted:
+        return Truth(score=score, floor=base, dead=dead, gradients=gradients, well=reached, ill=False)
+    twin, _ = _trained(untouched(spec))
+    behind = twin is not None and (score is None or twin - score > BEHIND * (1 - base))
+    closed = spec.activation == "relu" and max(dead, default=0.0) >= CLOSED
+    return Truth(score=score, floor=base, dead=dead, gradients=gradients, well=False, ill=bool(behind or closed))
+
+
+def untouched(spec: Spec) -> Spec:
+    """The same task, loss, optimizer and steps with a plain network, and nothing planted."""
+    base = well(spec.seed)
+    return replace(
+        base, task=spec.task, loss=spec.loss, activation="relu", kind="cnn" if spec.kind == "cnn" else "mlp",
+        depth=min(base.depth, 3), width=max(base.width, 32), dropout=0.0, init="he",
+    )  # fmt: skip
+
+
+def _trained(spec: Spec) -> tuple[float | None, nn.Module]:
+    run = training(spec)
+    torch.manual_seed(spec.seed)
+    model = run.model()
+    optimizer = run.optimizer(model.parameters())
+    step = 0
+    while step < spec.steps:
+        for x, y in run.batches:
+            optimizer.zero_grad()
+            loss = run.loss(model(x), y)
+            if not math.isfinite(float(loss.detach())):
+                return None, model
+            loss.backward()
+            optimizer.step()
+            step += 1
+            if step >= spec.steps:
+                break
+    model.eval()
+    assert run.score is not None
+    with torch.no_grad():
+        score = run.score(model)
+    return (score if math.isfinite(score) else None), model
+
+
+def _dead(model: nn.Module, x: Tensor) -> tuple[float, ...]:
+    functions = tuple({resolve(row.module) for row in activations()} - {nn.Identity})
+    shares: list[float] = []
+
+    def look(module: nn.Module, args: Any, output: Tensor) -> None:
+        units = output.detach().transpose(0, 1).flatten(1)
+        shares.append(float((units == 0).all(1).float().mean()))
+
+    hooks = [m.register_forward_hook(look) for m in model.modules() if isinstance(m, functions)]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return tuple(shares)
+
+
+def _gradients(spec: Spec, model: nn.Module) -> tuple[float, ...]:
+    data = fed(spec)
+    model.zero_grad()
+    training(spec).loss(model(data.x), data.y).backward()
+    return tuple(
+        float(m.weight.grad.norm()) if m.weight.grad is not None else 0.0
+        for m in model.modules()
+        if isinstance(m, (nn.Linear, nn.Conv2d))
+    )
