@@ -1,4 +1,4 @@
-"""`python -m benchmarks.illness`: the confusion tables, and the figures behind them in `benchmarks/results/illness.json`."""
+"""`python -m benchmarks.illness`: the confusion tables, and the figures behind them in `benchmarks/results/`."""
 
 from __future__ import annotations
 
@@ -85,9 +85,7 @@ def table(found: list[dict[str, Any]]) -> str:
 
 @click.command()
 @click.option("--half", type=click.Choice(list(HALVES)), default="report", show_default=True)
-@click.option(
-    "--cases", "count", default=150, show_default=True, help="Runs drawn, half of them with something planted."
-)
+@click.option("--cases", "count", default=150, show_default=True, help="Runs drawn, half of them planted.")
 @click.option("--workers", default=2, show_default=True)
 def main(half: str, count: int, workers: int) -> None:
     """Draw runs, train them, ask relume, and count."""

@@ -1,4 +1,4 @@
-"""Training runs drawn by seed: well ones over the axes that people vary, and ill ones, the same with one thing planted."""
+"""Training runs drawn by seed: well ones over the axes that people vary, and ill ones with one thing planted."""
 
 from __future__ import annotations
 
@@ -161,10 +161,10 @@ def fed(spec: Spec) -> Task:
     def seen(x: Tensor) -> Tensor:
         return x * spec.input_scale + spec.input_shift
 
-    return replace(
-        data, x=seen(data.x), x_held=seen(data.x_held), y=data.y * spec.target_scale if spec.target_scale != 1 else data.y,
-        y_held=data.y_held * spec.target_scale if spec.target_scale != 1 else data.y_held,
-    )  # fmt: skip
+    seen_as = replace(data, x=seen(data.x), x_held=seen(data.x_held))
+    if spec.target_scale == 1:
+        return seen_as
+    return replace(seen_as, y=data.y * spec.target_scale, y_held=data.y_held * spec.target_scale)
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -214,10 +214,10 @@ def well(seed: int) -> Spec:
     kind = _pick(rng, kinds)
     activation = _pick(rng, ("relu", "relu", "relu", "tanh", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "selu"))
     deepest = {"mlp": 6, "batch_norm": 10, "residual": 24, "cnn": 4}[kind]
-    depth = int(round(math.exp(rng.uniform(0, math.log(deepest)))))
+    depth = round(math.exp(rng.uniform(0, math.log(deepest))))
     if activation == "sigmoid":
         depth = min(depth, 2)
-    width = int(round(math.exp(rng.uniform(math.log(8), math.log(48 if kind == "cnn" else 256)))))
+    width = round(math.exp(rng.uniform(math.log(8), math.log(48 if kind == "cnn" else 256))))
     optimizer = _pick(rng, sorted(OPTIMIZERS))
     batch = _pick(rng, BATCHES[2:] if kind == "batch_norm" else BATCHES)
     rate = USUAL_RATES[optimizer] * math.exp(rng.uniform(math.log(0.4), math.log(1.5)))
@@ -249,7 +249,9 @@ def ill(seed: int) -> Spec:
         "bias": lambda: replace(
             relu if rng.random() < 0.7 else sigmoid, bias=-3 * factor, bias_layers=int(rng.integers(0, 2))
         ),
-        "large_weights": lambda: replace(_pick(rng, (relu, sigmoid)), weight_scale=2 * factor, depth=max(3, plain.depth)),
+        "large_weights": lambda: replace(
+            _pick(rng, (relu, sigmoid)), weight_scale=2 * factor, depth=max(3, plain.depth)
+        ),
         "small_weights": lambda: replace(plain, weight_scale=1 / (3 * factor), depth=max(4, plain.depth)),
         "inputs": lambda: replace(_pick(rng, (relu, sigmoid)), input_scale=30 * factor),
         "targets": lambda: replace(

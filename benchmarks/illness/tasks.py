@@ -79,7 +79,7 @@ def _digits(labels: bool = False) -> Task:
 
 
 TASKS: dict[str, Callable[[], Task]] = {
-    "blobs": lambda: _split(*datasets.make_blobs(1200, n_features=8, centers=6, cluster_std=3.0, random_state=1)[:2], 6, CLASSES),
+    "blobs": lambda: _split(*datasets.make_blobs(1200, 8, centers=6, cluster_std=3.0, random_state=1)[:2], 6, CLASSES),
     "moons": lambda: _split(*datasets.make_moons(1200, noise=0.15, random_state=1), 2, CLASSES),
     "circles": lambda: _split(*datasets.make_circles(1200, noise=0.08, factor=0.5, random_state=1), 1, LABELS),
     "wine": lambda: _split(*datasets.load_wine(return_X_y=True), 3, CLASSES),

@@ -1,4 +1,4 @@
-"""What is true of a run, measured without relume: how far it gets, which units are closed on all data, what gradients do."""
+"""What is true of a run, measured without relume: how far it gets, which units are closed, what gradients do."""
 
 from __future__ import annotations
 
