@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from benchmarks.illness.cases import Spec, fed, training, well
 from benchmarks.illness.tasks import floor
 from relume.activations import activations
 from relume.nn import resolve
+from relume.training import Stream, build, score, train
 
 LEARNT = 0.5  # of the way from the best constant answer to a perfect one: who gets there is well
 BEHIND = 0.1  # of the same way: who ends so far behind the run without the planted thing is ill
@@ -56,27 +56,11 @@ def untouched(spec: Spec) -> Spec:
 
 
 def _trained(spec: Spec) -> tuple[float | None, nn.Module]:
+    """The very run that `relume.diagnose` watches with the same seed, and its score; None where it diverges."""
     run = training(spec)
-    torch.manual_seed(spec.seed)
-    model = run.model()
-    optimizer = run.optimizer(model.parameters())
-    step = 0
-    while step < spec.steps:
-        for x, y in run.batches:
-            optimizer.zero_grad()
-            loss = run.loss(model(x), y)
-            if not math.isfinite(float(loss.detach())):
-                return None, model
-            loss.backward()
-            optimizer.step()
-            step += 1
-            if step >= spec.steps:
-                break
-    model.eval()
-    assert run.score is not None
-    with torch.no_grad():
-        score = run.score(model)
-    return (score if math.isfinite(score) else None), model
+    model, optimizer = build(run, spec.seed)
+    train(run, model, optimizer, Stream(run.batches, spec.seed), spec.steps)
+    return score(run, model), model
 
 
 def _dead(model: nn.Module, x: Tensor) -> tuple[float, ...]:
