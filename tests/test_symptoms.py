@@ -157,6 +157,16 @@ def test_a_step_too_small_does_not_learn_and_a_sound_one_does() -> None:
     assert "not_learning" not in kinds(healthy("relu"))
 
 
+def test_a_loss_that_creeps_down_with_weights_that_stand_still_does_not_learn() -> None:
+    """Full batches let the loss fall at every step, however small; the same fall with weights that move is learning."""
+    whole = [(torch.cat([x for x, _ in batches()]), torch.cat([y for _, y in batches()]))]
+    creeping = run(mlp(), 1e-4, optimizer=torch.optim.SGD, data=whole)
+    losses = creeping.recording.losses
+    assert losses[-1] < losses[len(losses) // 2] < losses[0]
+    assert kinds(creeping) == {"not_learning"} and creeping.diagnoses[0].cause == "learning_rate_too_low"
+    assert "not_learning" not in kinds(run(mlp(), 0.03, optimizer=torch.optim.SGD, data=whole))
+
+
 def with_losses(losses: Any) -> Recording:
     return Recording(losses=tuple(float(v) for v in losses), steps=len(losses))
 

@@ -20,8 +20,8 @@ from relume.randomness import isolated_rng, one_thread
 from relume.recorder import KEPT_BYTES, Recorder
 from relume.recording import Recording
 from relume.report import Report
-from relume.suspicions import Cause, sound_gain, suspicions, usual_update
-from relume.symptoms import Symptom, find
+from relume.suspicions import Cause, sound_gain, suspicions
+from relume.symptoms import Symptom, find, usual_update
 from relume.training import split
 
 REPLAY_STEPS = 100  # enough for units killed by a high learning rate to show; 80-140 ms on a small network

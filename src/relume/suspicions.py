@@ -16,7 +16,7 @@ import numpy as np
 from relume.activations import ACTIVATIONS
 from relume.errors import RelumeError
 from relume.recording import InitialWeight, InputReading, Recording, Site, layer_name
-from relume.symptoms import GRADIENT_RATIO, Symptom
+from relume.symptoms import GRADIENT_RATIO, STILL, Symptom, usual_update
 from relume.theory import born_dead_chance, moments
 
 Cause = Literal[
@@ -166,7 +166,7 @@ def suspect_slow(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspic
     if not pace:
         return None
     whole = pace * recording.steps
-    strength = min(1.0, max(0.0, -math.log10(max(whole, 1e-12) / 0.1) / 2))
+    strength = min(1.0, max(0.0, -math.log10(max(whole, 1e-12) / (10 * STILL)) / 2))
     if strength <= 0:
         return None
     return Suspicion(
@@ -175,17 +175,6 @@ def suspect_slow(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspic
         because=f"A step moves the weights by {number(pace)} of their own size: "
         f"{number(whole)} in {recording.steps} steps.",
     )
-
-
-def usual_update(recording: Recording) -> float:
-    """Share of their own size by which a step moves the weights, the median over layers and readings; 0 if unknown."""
-    moved = [
-        w.update / w.norm
-        for reading in recording.readings
-        for name, w in reading.weights.items()
-        if w.update is not None and w.norm > 0 and _is_matrix(recording, name)
-    ]
-    return float(np.median(moved)) if moved else 0.0
 
 
 def suspect_targets(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:

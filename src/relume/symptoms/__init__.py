@@ -21,7 +21,7 @@ from relume.symptoms.course import (
     find_vanishing,
     gradient_by_depth,
 )
-from relume.symptoms.evidence import progress
+from relume.symptoms.evidence import progress, usual_update
 from relume.symptoms.record import (
     BORN_EXCESS,
     CLOSED_SITE,
@@ -38,6 +38,7 @@ from relume.symptoms.record import (
     ORDERS,
     SATURATED_SAMPLES,
     SEVERITIES,
+    STILL,
     SWINGS,
     UNLEARNT,
     Kind,
@@ -64,6 +65,7 @@ __all__ = [
     "ORDERS",
     "SATURATED_SAMPLES",
     "SEVERITIES",
+    "STILL",
     "SWINGS",
     "UNLEARNT",
     "Kind",
@@ -85,6 +87,7 @@ __all__ = [
     "gravest",
     "progress",
     "saturated_share",
+    "usual_update",
 ]  # fmt: skip
 
 DETECTORS: tuple[Callable[[Recording], Iterator[Symptom]], ...] = (

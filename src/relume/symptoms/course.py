@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from relume.recording import Reading, Recording, Site
-from relume.symptoms.evidence import by_progress, falls, progress, sound
+from relume.symptoms.evidence import by_progress, falls, progress, sound, usual_update
 from relume.symptoms.record import (
     CLOSED_SITE,
     FEWEST_LOSSES,
@@ -16,6 +16,7 @@ from relume.symptoms.record import (
     FEWEST_SITES,
     GRADIENT_RATIO,
     LEAPS,
+    STILL,
     SWINGS,
     UNLEARNT,
     Kind,
@@ -126,7 +127,7 @@ def _non_finite(site: str, step: int, evidence: dict[str, float]) -> Symptom:
 
 
 def find_not_learning(recording: Recording) -> Iterator[Symptom]:
-    """A loss that ends where it began, although gradients or updates say there was something to learn."""
+    """A loss that ends where it began; also one that creeps down, where the weights hardly moved in the whole run."""
     fallen = progress(recording)
     losses = np.asarray(recording.losses, dtype=float)
     if fallen is None or not np.isfinite(losses).all():
@@ -134,7 +135,9 @@ def find_not_learning(recording: Recording) -> Iterator[Symptom]:
     late = losses[len(losses) // 2 :]
     if abs(float(np.mean(losses))) < 2 * float(np.std(losses)):
         return  # a loss around zero, such as a policy gradient's or a critic's, says nothing by its size
-    if fallen < UNLEARNT and not falls(losses[len(losses) // 10 :]) and float(np.mean(late)) > 0:
+    creeps = falls(losses[len(losses) // 10 :])
+    stands = 0 < usual_update(recording) * recording.steps < STILL
+    if fallen < UNLEARNT and (stands or not creeps) and float(np.mean(late)) > 0:
         yield Symptom(
             kind="not_learning", site="", since=0, born=True,
             evidence={

@@ -73,3 +73,14 @@ def falls(losses: NDArray[np.float64]) -> bool:
     residue = losses - losses.mean() - slope * x
     error = math.sqrt(float(np.square(residue).sum()) / (len(losses) - 2) / float(np.square(x).sum()))
     return slope < -2 * error
+
+
+def usual_update(recording: Recording) -> float:
+    """Share of their own size by which a step moves the weights, the median over layers and readings; 0 if unknown."""
+    moved = [
+        w.update / w.norm
+        for reading in recording.readings
+        for name, w in reading.weights.items()
+        if w.update is not None and w.norm > 0 and (start := recording.initial.get(name)) and start.fan_in > 1
+    ]
+    return float(np.median(moved)) if moved else 0.0
