@@ -8,9 +8,7 @@ import numpy as np
 from relume.activations.calculus import (
     SELU_ALPHA,
     SELU_SCALE,
-    choose,
     cut_left,
-    exp,
     expit,
     gelu_slope,
     gelu_tanh_slope,
@@ -24,6 +22,7 @@ from relume.activations.calculus import (
     softsign,
     tanh_argument,
 )
+from relume.activations.primitives import choose, exp
 from relume.activations.row import Activation, Parameter, Tail
 from relume.errors import ActivationError
 
