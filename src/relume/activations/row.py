@@ -19,6 +19,9 @@ T = TypeVar("T")
 # side by side (maxout); each alone, with two results (CReLU); or all along one dimension (softmax).
 Layout = Literal["elementwise", "halves", "pieces", "doubled", "across"]
 
+# What relume's own evaluation of a row in float32 may be off by, unless the row says another number and why.
+ULPS = 8.0
+
 
 # --- what a row is made of --------------------------------------------------------------------------------------------
 
@@ -73,6 +76,7 @@ class Activation:
 
     name: str
     module: str  # the class of the module that applies it, as a dotted name
+    kept: str = ""  # relume's own class for what torch has, which keeps what torch's loses (`relume.nn.flaws`)
     layout: Layout = "elementwise"
     operands: int = 1
     outputs: int = 1
@@ -88,6 +92,8 @@ class Activation:
     range: tuple[float, float]  # the tightest interval that holds all values, at the default parameters
     monotone: bool  # never decreasing, at the default parameters
     paper: str
+    when: str = ""  # when to use it, in one sentence
+    ulps: float = ULPS  # bound of the error of value and slope in float32 over [-100, 100], in units in the last place
 
     def arguments(self, **parameters: float) -> dict[str, float]:
         """Every parameter of the function: the given ones, and the default for the rest.
