@@ -3,9 +3,9 @@
 A formula written with these runs on float64 arrays without torch, and on tensors of any floating type and device, where
 it can be compiled, vectorised and differentiated again. Nothing here imports torch.
 
-On a tensor `where`, `choose` and comparisons cost ten times what other arithmetic does; formulas that are used for
-speed are built from `maximum`, `minimum` and `absolute` instead. Differentiated at 0, `absolute` gives 0, and the others
-count a tie as passed, so that smooth functions are built from `above` and `below`, which give 1/2.
+On a tensor `where`, `choose` and comparisons cost ten times what other arithmetic does, so that formulas for use in
+training are built from `maximum`, `minimum` and `absolute` instead. Differentiated at 0, `absolute` gives 0, and the
+others count a tie as passed: smooth functions are built from `above` and `below`, which give 1/2.
 """
 
 from collections.abc import Callable
