@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
+from relume.activations.costs import cost
 from relume.errors import ActivationError
 
 T = TypeVar("T")
@@ -194,6 +195,11 @@ class Activation:
     def bounded(self) -> bool:
         """Whether all values lie in a finite interval."""
         return all(map(math.isfinite, self.range))
+
+    @property
+    def cost(self) -> float:
+        """Time of forward and backward over that of a plain copy, as measured once (`relume.activations.costs`)."""
+        return cost(self.name)
 
     @property
     def learnable(self) -> bool:
