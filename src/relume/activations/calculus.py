@@ -12,7 +12,6 @@ from relume.activations.primitives import (
     above,
     absolute,
     below,
-    choose,
     clip,
     erfc,
     exp,
@@ -147,12 +146,17 @@ def leaky(x: Any, slope: Any) -> Any:
     return maximum(x, 0.0) + slope * minimum(x, 0.0)
 
 
-def step(x: Any, condition: Any) -> Any:
-    """1 where the condition holds and 0 elsewhere, but NaN where x is NaN."""
-    return choose(x, condition, 1.0, 0.0)
-
-
 def softsign(x: Any) -> Any:
     """x / (1 + |x|), with its limits at the ends."""
     x = cut(x)
     return x / (1 + absolute(x))
+
+
+def shrink(x: Any, width: Any) -> Any:
+    """x without its part in [-width, width]."""
+    return x - clip(x, -width, width)
+
+
+def bent_ends(x: Any, left: Any, left_slope: Any, right: Any, right_slope: Any) -> Any:
+    """What two outer lines add to x clipped to [left, right]."""
+    return left_slope * minimum(x - left, 0.0) + right_slope * maximum(x - right, 0.0)

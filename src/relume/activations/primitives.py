@@ -50,6 +50,7 @@ sqrt = _either(np.sqrt, "sqrt")
 sin = _either(np.sin, "sin")
 cos = _either(np.cos, "cos")
 arctan = _either(np.arctan, "arctan")
+square = _either(np.square, "square")
 rounded = _either(np.round, "round")
 isnan = _either(np.isnan, "isnan")
 erf = _either(_scipy("erf"), "erf")
@@ -86,6 +87,19 @@ def choose(x: Any, condition: Any, yes: Any, no: Any) -> Any:
     # a number as a tensor of x's type, because torch would take it for float32
     yes = x.new_full((), yes) if is_array(yes) else yes
     return where(isnan(x), x, where(condition, yes, no))
+
+
+def step(x: Any) -> Any:
+    """1 where x > 0, 0 elsewhere, and NaN where x is NaN."""
+    if is_array(x):
+        return np.heaviside(x, 0.0)
+    return maximum(x.sign(), 0.0) + 0.0 * clip(x, -FAR, FAR)  # the sign of NaN is 0
+
+
+def sided(x: Any, left: Any, right: Any) -> Any:
+    """`right` where x > 0 and `left` elsewhere, but NaN where x is NaN."""
+    s = step(x)
+    return right * s + left * (1 - s)
 
 
 def above(x: Any) -> Any:

@@ -63,9 +63,9 @@ class Activation:
     """One activation function: what it is, and what follows from that.
 
     `f` and `df` map float64 arrays to arrays, torch tensors to tensors, and take the parameters as keyword arguments:
-    numbers, or tensors that broadcast. At a corner `df` is the derivative that torch uses there. NaN gives NaN; the ends
-    at -inf and inf give the limits, and NaN where there is none. The properties describe
-    the function at its default parameters; the methods take parameters.
+    numbers, or tensors that broadcast. At a corner `df` is the derivative that torch uses there. NaN gives NaN; the
+    ends at -inf and inf give the limits, and NaN where there is none. The properties describe the function at its
+    default parameters; the methods take parameters.
 
     Most functions map one number to one. Others read several `operands` (a gate reads a value and what gates it) or
     give several `outputs`: `f` then takes so many arrays and gives a tuple, and `df` gives the tuple of all partial
@@ -82,7 +82,6 @@ class Activation:
 
     name: str
     module: str  # the class of the module that applies it, as a dotted name
-    kept: str = ""  # the class of relume's own version, where torch's module loses tails or ends
     kept: str = ""  # relume's own class for what torch has, which keeps what torch's loses (`relume.nn.flaws`)
     layout: Layout = "elementwise"
     operands: int = 1
@@ -99,7 +98,7 @@ class Activation:
     range: tuple[float, float]  # the tightest interval that holds all values, at the default parameters
     monotone: bool  # never decreasing, at the default parameters
     ulps: float = ULPS  # bound on the error of `f` and `df` on float32 tensors
-    when: str = ""  # one sentence on when to use it
+    when: str  # one sentence on when to use it
     paper: str
 
     def arguments(self, **parameters: float) -> dict[str, float]:
