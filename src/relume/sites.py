@@ -87,10 +87,10 @@ def _activation_of(func: Any, args: Any, kwargs: Any) -> str | None:
     """The catalogue's name for what this call applies, or None."""
     if func is catalogue.apply:
         return kwargs["row"] if is_site(ACTIVATIONS[kwargs["row"]]) else None
-    for row in _rows_of().get(func, ()):
-        if all(kwargs.get(key, value) == value for key, value in row.fixed.items()):
-            return row.name
-    return _as_relu(func, args, kwargs)
+    relu = _as_relu(func, args, kwargs)
+    rows = _rows_of().get(func, ())
+    named = (row.name for row in rows if all(kwargs.get(key, value) == value for key, value in row.fixed.items()))
+    return relu or next(named, None)
 
 
 @dataclass(frozen=True, slots=True)

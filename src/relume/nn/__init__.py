@@ -63,7 +63,8 @@ def module(row: str | Activation, **arguments: Any) -> nn.Module:
             raise ActivationError(
                 f"{row.name} takes no argument {name!r}.\nIts arguments: {', '.join(known) or 'none'}."
             )
-    shape = {name: value for name, value in arguments.items() if name in row.parameters}
-    row.arguments(**shape)  # raises where one is outside its bounds
+    shape = row.arguments(**{name: value for name, value in arguments.items() if name in row.parameters})
     start = {row.parameters[name].init_argument or name: value for name, value in shape.items()}
-    return build(**row.fixed, **start, **{name: value for name, value in arguments.items() if name not in shape})
+    rest = {name: value for name, value in arguments.items() if name not in shape}
+    # torch's own default for a dimension is None, which it warns of, or the last
+    return build(**row.fixed, **start, **({"dim": -1, **rest} if "dim" in others else rest))
