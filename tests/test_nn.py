@@ -13,37 +13,56 @@ from torch import nn
 import relume.nn
 from relume.activations import Activation, activations
 from relume.errors import ActivationError
-from relume.nn import Exp, module, resolve
+from relume.nn import Curve, apply, module, resolve
 
 each_row = pytest.mark.parametrize("row", activations(), ids=lambda row: row.name)
 
 
+elementwise = pytest.mark.parametrize(
+    "row", [row for row in activations() if row.layout == "elementwise"], ids=lambda row: row.name
+)
+OWN = [(row, dotted) for row in activations() for dotted in (row.module, row.kept) if dotted.startswith("relume.nn.")]
+each_class = pytest.mark.parametrize(("row", "dotted"), OWN, ids=[dotted for _, dotted in OWN])
+LEARNT = [row for row in activations() if row.learnable and row.module.startswith("relume.nn.")]
+each_learnt = pytest.mark.parametrize("row", LEARNT, ids=lambda row: row.name)
+
+
 @each_row
 def test_every_row_builds_its_module(row: Activation):
-    """The module is new each time, of the row's class, and computes the row's values, by row or by name."""
-    x = np.linspace(-8, 8, 161)
-    built = module(row).double().eval()
+    """The module is new each time, and of the row's class, by row or by name."""
+    built = module(row)
     assert type(built) is resolve(row.module)
     assert built is not module(row)
-    assert repr(module(row.name)) == repr(module(row))
-    np.testing.assert_allclose(built(torch.from_numpy(x)).detach(), row.f(x, **row.arguments()), rtol=1e-12, atol=1e-14)
+    assert repr(module(row.name)) == repr(built)
 
 
-@each_row
+@elementwise
+def test_modules_compute_the_row(row: Activation):
+    """A module gives the row's values."""
+    x = np.linspace(-8, 8, 161)
+    built = module(row).double().eval()
+    expected = row.f(x, **row.arguments())
+    loose = 1e-6 if row.learnable else 1e-13  # what is learnt starts as a float32
+    np.testing.assert_allclose(built(torch.from_numpy(x)).detach(), expected, rtol=loose, atol=loose)
+
+
+@elementwise
 def test_parameters_reach_the_module(row: Activation):
-    """Each parameter, moved to half its default, moves the module's values as it moves the row's."""
+    """Each parameter, moved from its default, moves the module's values as it moves the row's."""
     x = np.linspace(-25, 25, 161)
     for name, parameter in row.parameters.items():
-        given = {name: parameter.default / 2}
+        given = {name: min(max(parameter.default / 2 + 0.01, parameter.low), parameter.high)}
         built = module(row, **given).double().eval()
         expected = row.f(x, **row.arguments(**given))
-        np.testing.assert_allclose(built(torch.from_numpy(x)).detach(), expected, rtol=1e-12, atol=1e-14)
+        found = built(torch.from_numpy(x)).detach()
+        loose = 1e-6 if row.learnable else 1e-12
+        np.testing.assert_allclose(found, expected, rtol=loose, atol=loose)
 
 
 @each_row
 def test_modules_can_be_copied_and_pickled(row: Activation):
     """Copies and pickles of a module give the same values."""
-    x = torch.linspace(-3, 3, 13)
+    x = torch.linspace(-3, 3, 14)
     built = module(row).eval()
     for twin in (copy.deepcopy(built), pickle.loads(pickle.dumps(built))):
         assert torch.equal(twin(x), built(x))
@@ -69,17 +88,103 @@ def test_rows_of_one_class_differ():
     assert repr(module("gelu_tanh")) == "GELU(approximate='tanh')"
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3, 4)])
-def test_exp_is_torch_exp(shape: tuple[int, ...]):
-    """Exp gives e^x with its gradient, for any shape, and leaves its input alone."""
+@each_class
+def test_classes_say_what_they_are(row: Activation, dotted: str):
+    """A class is found under its name, and its documentation and representation hold the row's facts."""
+    kind = resolve(dotted)
+    assert issubclass(kind, Curve)
+    assert kind.row is row
+    assert f"{kind.__module__}.{kind.__qualname__}" == dotted
+    assert row.tex in kind.__doc__ and row.paper in kind.__doc__
+    shown = repr(kind())
+    assert all(f"{name}=" in shown or p.init_argument for name, p in row.parameters.items())
+    assert ("num_parameters=1" in shown) == row.learnable
+
+
+@elementwise
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3, 4), (2, 3, 2, 2)])
+def test_any_shape(row: Activation, shape: tuple[int, ...]):
+    """Values keep the shape of the input, also of one number or of none, and the input is left alone."""
     x = torch.linspace(-2, 2, int(np.prod(shape)), dtype=torch.float64).reshape(shape).requires_grad_()
     before = x.detach().clone()
-    y = Exp()(x)
+    y = apply(x, *row.arguments().values(), row=row.name)
     y.sum().backward()
-    assert x.grad is not None
-    assert torch.equal(y, torch.exp(before))
-    assert torch.equal(x.grad, torch.exp(before))
+    assert y.shape == shape
+    np.testing.assert_allclose(y.detach(), row.f(before.numpy(), **row.arguments()), rtol=1e-12, atol=1e-14)
+    assert x.grad is not None and x.grad.shape == shape
     assert torch.equal(x, before)
+
+
+@each_learnt
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+def test_learnt_parameters_of_each_channel(row: Activation, large: bool):
+    """With one parameter a channel, each gets the gradient that it gets alone, in small tensors and in large."""
+    channels, length = 3, 30000 if large else 4
+    kind = resolve(row.module)
+    x = torch.randn(4, channels, length, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    together = kind(num_parameters=channels).double()
+    with torch.no_grad():
+        for parameter in together.parameters():
+            parameter.add_(torch.tensor([0.0, 0.1, 0.2]))
+    together(x).square().sum().backward()
+    for c in range(channels):
+        alone = kind().double()
+        with torch.no_grad():
+            for parameter, whole in zip(alone.parameters(), together.parameters(), strict=True):
+                parameter.fill_(whole[c])
+        alone(x[:, c]).square().sum().backward()
+        for parameter, whole in zip(alone.parameters(), together.parameters(), strict=True):
+            assert parameter.grad is not None and whole.grad is not None
+            torch.testing.assert_close(whole.grad[c], parameter.grad[0])
+
+
+@each_learnt
+def test_learnt_parameters_keep_their_dtype(row: Activation):
+    """Half inputs and float32 parameters, as under autocast, give half values and float32 gradients."""
+    built = resolve(row.module)()
+    y = built(torch.linspace(-2, 2, 8, dtype=torch.bfloat16).reshape(4, 2))
+    y.sum().backward()
+    assert y.dtype == torch.bfloat16
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in built.parameters())
+
+
+@pytest.mark.parametrize("row", [row for row in activations() if row.operands == 2 and row.layout != "across"])
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_operands_lie_along_dim(row: Activation, dim: int):
+    """Several operands are equal parts of the dimension that is asked for; the result is that much narrower."""
+    x = torch.randn(4, 6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a, b = x.chunk(2, dim)
+    expected = row.f(a.numpy(), b.numpy())
+    np.testing.assert_allclose(module(row, dim=dim)(x), expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("row", "shape", "dim", "message"),
+    [
+        ("swiglu", (2, 3), -1, r"swiglu splits dimension -1 into 2 equal parts, but the input has shape \(2, 3\)"),
+        ("swiglu", (), -1, r"swiglu works along dimension -1, but the input has shape \(\).\nSet dim"),
+        ("crelu", (2,), 1, r"crelu works along dimension 1, but the input has shape \(2,\)"),
+        ("maxout", (2, 3), 1, "Give the layer before it 2 times as many units"),
+    ],
+)
+def test_shapes_that_do_not_split_are_refused(row: str, shape: tuple[int, ...], dim: int, message: str):
+    """An input that has no such dimension, or no equal parts of it, is an error that says so."""
+    with pytest.raises(ActivationError, match=message):
+        apply(torch.zeros(shape), row=row, dim=dim)
+
+
+@each_learnt
+def test_wrong_number_of_channels_is_refused(row: Activation):
+    """As many parameters as there are no channels are an error that says where channels are."""
+    built = resolve(row.module)(num_parameters=5)
+    with pytest.raises(ActivationError, match=r"parameters for 5 channels, but the input has shape \(2, 3\)"):
+        built(torch.zeros(2, 3))
+
+
+def test_unknown_classes_are_attribute_errors():
+    """A name that relume.nn does not have is an error that lists what it has."""
+    with pytest.raises(AttributeError, match=r"relume.nn has no 'Swosh'. It has: Curve, apply, module"):
+        relume.nn.Swosh  # noqa: B018 - reading it is the test
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from relume.activations import ACTIVATIONS
-from relume.nn import module
-from relume.sites import Trace, find_sites
+from relume.activations import ACTIVATIONS, Activation
+from relume.nn import apply, module, resolve
+from relume.sites import Trace, find_sites, is_site
 
 X = torch.linspace(-1, 1, 24).reshape(4, 6)
 
@@ -55,9 +55,7 @@ def test_a_relu_is_found_however_it_is_written(written: str) -> None:
     assert (site.weight, site.bias) == ("fc.weight", "fc.bias")
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, row in ACTIVATIONS.items() if n not in ("identity", "exp") and row.functions]
-)
+@pytest.mark.parametrize("name", [name for name, row in ACTIVATIONS.items() if is_site(row) and row.functions])
 def test_every_function_of_the_catalogue_is_a_site(name: str) -> None:
     """The module of each row is found under the row's own name, in its own place."""
     model = nn.Sequential(nn.Linear(6, 5), module(name), nn.Linear(5, 2))
@@ -175,3 +173,71 @@ def test_an_error_of_the_model_is_the_models() -> None:
         find_sites(Calls(fail), X)
     assert not torch.overrides._get_current_function_mode_stack()
     assert not nn.modules.module._global_forward_hooks and not nn.modules.module._global_forward_pre_hooks
+
+
+OWN_CLASSES = [
+    (row, dotted)
+    for row in ACTIVATIONS.values()
+    for dotted in (row.module, row.kept)
+    if dotted.startswith("relume.nn.")
+]
+
+
+@pytest.mark.parametrize(("row", "dotted"), OWN_CLASSES, ids=[dotted for _, dotted in OWN_CLASSES])
+def test_own_modules_are_one_site(row: Activation, dotted: str):
+    """A module of relume.nn is one site under its own name, or none where its function is no site."""
+    own = resolve(dotted)()
+    model = nn.Sequential(nn.Linear(4, 8), own, nn.LazyLinear(2))
+    model(torch.zeros(3, 4))
+    with Trace(model) as trace:
+        model(torch.zeros(3, 4))
+    if not is_site(row):
+        assert trace.sites == ()
+        return
+    (site,) = trace.sites
+    assert (site.name, site.activation, site.layer, site.weight, site.units) == ("1", row.name, "0", "0.weight", 8)
+    assert site.parameters == pytest.approx(row.arguments())
+    assert not site.output
+    assert not trace.blind
+
+
+@pytest.mark.parametrize(
+    ("function", "blind"),
+    [
+        (F.glu, ["after 0: glu() gates one half by the other, which is no site"]),
+        (nn.GLU(), ["after 0: glu() gates one half by the other, which is no site"]),
+        (lambda x: apply(x, row="swiglu"), ["after 0: swiglu() gates one half by the other, which is no site"]),
+        (nn.Softmax(dim=-1), []),
+        (lambda x: F.log_softmax(x, dim=-1), []),
+        (lambda x: x.softmax(-1), []),
+    ],
+    ids=["glu", "GLU", "swiglu", "Softmax", "log_softmax", "method"],
+)
+def test_functions_of_several_numbers_are_no_sites(function: Callable[[Tensor], Tensor], blind: list[str]):
+    """A gate or a softmax is no site; that a gate is not seen is said."""
+
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(super().forward(x))
+
+    model = Net(nn.Linear(4, 8))
+    with Trace(model) as trace:
+        model(torch.zeros(3, 4))
+    assert trace.error is None
+    assert trace.sites == ()
+    assert list(trace.blind) == blind
+
+
+def test_own_functions_are_sites_too():
+    """A call of relume.nn.apply is a site that bears its function's name."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return apply(self.layer(x), row="gelu")
+
+    (site,) = find_sites(Net(), torch.zeros(3, 4))
+    assert (site.name, site.activation, site.layer) == ("gelu", "gelu", "layer")

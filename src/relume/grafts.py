@@ -20,7 +20,7 @@ from relume.nested import call
 from relume.nn import module as catalogue_module
 from relume.nn import resolve
 from relume.recording import Site
-from relume.sites import NOT_SITES, Call, Trace, undisturbed
+from relume.sites import Call, Trace, is_site, undisturbed
 from relume.surgery import KEEPS_FUNCTION
 from relume.wiring import Place, Wiring, follow, output_change, outputs
 
@@ -463,8 +463,9 @@ def standing_activations(model: nn.Module) -> list[Place]:
     """
     kinds = {}
     for row in ACTIVATIONS.values():
-        if row.name not in NOT_SITES:
-            kinds.setdefault(resolve(row.module), row)
+        if is_site(row):
+            for dotted in filter(None, (row.module, row.kept)):
+                kinds.setdefault(resolve(dotted), row)
     leaves = [name for name, module in model.named_modules() if not list(module.children())]
     parameters = {id(p): name for name, p in model.named_parameters()}
     found: list[Place] = []

@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from relume import nn as catalogue
 from relume.activations import ACTIVATIONS, Activation
 from relume.randomness import isolated_rng
 from relume.recording import Site
@@ -59,7 +60,7 @@ def _rows_of() -> Mapping[Any, list[Activation]]:
     """Callable of torch -> the rows of the catalogue that it may be, torch's default first."""
     found: dict[Any, list[Activation]] = {}
     for row in ACTIVATIONS.values():
-        if row.name in NOT_SITES:
+        if not is_site(row):
             continue
         for dotted in row.functions:
             target: Any = torch
@@ -70,12 +71,26 @@ def _rows_of() -> Mapping[Any, list[Activation]]:
     return found
 
 
+def is_site(row: Activation) -> bool:
+    """Whether a call of the row's function is a site: one number in, one number out, and more than arithmetic."""
+    return row.layout == "elementwise" and row.name not in NOT_SITES
+
+
+def is_activation_module(module: nn.Module | None) -> bool:
+    """Whether the module is there to apply a function of the catalogue, so that a site bears its name."""
+    return module is not None and type(module).__module__.startswith(
+        ("torch.nn.modules.activation", catalogue.__name__)
+    )
+
+
 def _activation_of(func: Any, args: Any, kwargs: Any) -> str | None:
     """The catalogue's name for what this call applies, or None."""
-    for row in _rows_of().get(func, ()):
-        if all(kwargs.get(key, value) == value for key, value in row.fixed.items()):
-            return row.name
-    return _as_relu(func, args, kwargs)
+    if func is catalogue.apply:
+        return kwargs["row"] if is_site(ACTIVATIONS[kwargs["row"]]) else None
+    relu = _as_relu(func, args, kwargs)
+    rows = _rows_of().get(func, ())
+    named = (row.name for row in rows if all(kwargs.get(key, value) == value for key, value in row.fixed.items()))
+    return relu or next(named, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +208,8 @@ class Trace(TorchFunctionMode):
 
     def _begin(self, func: Any, name: str, args: Any, kwargs: Any) -> Call:
         path, module = self._path[-1] if self._path else ("", None)
-        own = module is not None and type(module).__module__.startswith("torch.nn.modules.activation")
-        spelled = getattr(func, "__name__", name).rstrip("_")
+        own = is_activation_module(module)
+        spelled = name if func is catalogue.apply else getattr(func, "__name__", name).rstrip("_")
         base = path if own and path else f"{path}.{spelled}".lstrip(".")
         self._count[base] = self._count.get(base, 0) + 1
         label = base if self._count[base] == 1 else f"{base}#{self._count[base]}"
@@ -255,6 +270,8 @@ class Trace(TorchFunctionMode):
             if origin.layers and (func in _CURVES or (func in _CLAMP and not sites)):
                 called = getattr(func, "__name__", "a function")
                 self.blind[f"after {origin.layers[0]}: {called}(), perhaps an activation, or part of one"] = None
+            if origin.layers and (gate := _gate_of(func, kwargs)):
+                self.blind[f"after {origin.layers[0]}: {gate}() gates one half by the other, which is no site"] = None
             if func in _MULTIPLY and any(o.mask for _, o in origins) and origin.layers:
                 sentence = f"after {origin.layers[0]}: an activation written out as arithmetic (such as z * (z > 0))"
                 self.blind[sentence] = None
@@ -308,6 +325,13 @@ def _carried(func: Any, source: Tensor, origin: Origin, result: Tensor, sites: f
     if same_units or (axis is None and result.shape == source.shape):
         return replace(origin, axis=axis, sites=sites, mask=False)
     return replace(origin, axis=axis, weight="", bias="", sites=sites, mask=False)
+
+
+def _gate_of(func: Any, kwargs: Any) -> str:
+    """The name of the function that gates one half of its input by the other, or nothing."""
+    if func is catalogue.apply and ACTIVATIONS[kwargs["row"]].layout == "halves":
+        return kwargs["row"]
+    return "glu" if func is nn.functional.glu else ""
 
 
 def _guess_axis(x: Tensor, known: int | None) -> int:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from relume.errors import RemedyError
 from relume.nested import call
+from relume.nn import Curve
 from relume.sites import undisturbed
 from relume.wiring import Layer
 
@@ -254,12 +255,16 @@ def narrow(model: nn.Module, optimizer: Optimizer | None, layer: Layer, keep: Te
 
 
 def narrow_slopes(optimizer: Optimizer | None, module: nn.Module, units: int, keep: Tensor) -> None:
-    """Keep the slopes of a PReLU that stands between a narrowed layer and its readers."""
-    if isinstance(module, nn.PReLU) and module.num_parameters > 1:
-        block = module.num_parameters // units
-        with torch.no_grad():
-            select(optimizer, module.weight, 0, columns_of(keep, block))
-        module.num_parameters = len(keep) * block
+    """Keep the learnt parameters of a PReLU, or the like, that stands between a narrowed layer and its readers."""
+    if not isinstance(module, (nn.PReLU, Curve)):
+        return
+    for parameter in list(module.parameters()):
+        if parameter.numel() > 1:
+            block = parameter.numel() // units
+            with torch.no_grad():
+                select(optimizer, parameter, 0, columns_of(keep, block))
+            if isinstance(module, nn.PReLU):
+                module.num_parameters = len(keep) * block
 
 
 def _resize(module: Any, side: str, width: int) -> None:

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from relume.errors import RemedyError
 from relume.nested import call, tensors
 from relume.randomness import isolated_rng
-from relume.sites import Call, Observer, Trace, undisturbed
+from relume.sites import Call, Observer, Trace, is_activation_module, undisturbed
 
 # Operations that treat every element alike: a unit stays where it is.
 _ELEMENTWISE = set(
@@ -159,7 +159,7 @@ class Wiring(Trace):
         if link is not None:
             link.layer.sites.append(call.index)
         module = self._frames[-1][0] if self._frames else None
-        own = module is not None and type(module).__module__.startswith(("torch.nn.modules.activation", "relume.nn"))
+        own = is_activation_module(module)
         self.places.append(
             Place(
                 call=call,

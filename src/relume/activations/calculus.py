@@ -1,100 +1,162 @@
 """Formulas that rows of the catalogue share.
 
-They are written so that far ends neither overflow nor give inf * 0, that tails keep their digits, and that NaN stays
-NaN.
+They are written so that far ends neither overflow nor give inf * 0, that tails keep their digits in float32 as in
+float64, and that NaN stays NaN.
 """
 
 import math
 from typing import Any
 
-import numpy as np
+from relume.activations.primitives import (
+    FAR,
+    above,
+    absolute,
+    below,
+    clip,
+    erfc,
+    exp,
+    log1p,
+    maximum,
+    minimum,
+    rounded,
+)
 
 SELU_SCALE = 1.0507009873554804934193349852946
 SELU_ALPHA = 1.6732632423543772848170429916717
+SQRT_HALF = math.sqrt(0.5)
+SQRT_TAU = math.sqrt(2 * math.pi)
+
+
+# --- cutting off what no longer matters -------------------------------------------------------------------------------
+
+
+def near(x: Any) -> Any:
+    """x, cut where every exponential term has long vanished and no power overflows."""
+    return clip(x, -1e3, 1e3)
+
+
+def cut(x: Any) -> Any:
+    """x, cut just before infinity, for quotients and for products with a factor that is exactly 0 there."""
+    return clip(x, -FAR, FAR)
+
+
+def cut_left(x: Any) -> Any:
+    """x, cut just before -inf, for products whose other factor is exactly 0 there."""
+    return maximum(x, -FAR)
+
+
+# --- the logistic function and its kin --------------------------------------------------------------------------------
 
 
 def expit(x: Any) -> Any:
     """The logistic function."""
-    from scipy import special  # here, because it takes longer to load than all else in the catalogue
-
-    return special.expit(x)
-
-
-def ndtr(x: Any) -> Any:
-    """The distribution function of the standard normal."""
-    from scipy import special
-
-    return special.ndtr(x)
-
-
-def exp(x: Any) -> Any:
-    """The exponential function, without a warning where it is too large for a float."""
-    with np.errstate(over="ignore"):  # inf is the right answer beyond 709.78
-        return np.exp(x)
-
-
-def soft_relu(x: Any) -> Any:
-    """ln(1 + e^x). Unlike `np.logaddexp` it takes NaN without a warning."""
-    return np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x)))
-
-
-def near(x: Any) -> Any:
-    """x, cut where every exponential term has long vanished."""
-    return np.clip(x, -1e3, 1e3)
-
-
-def cut_left(x: Any) -> Any:
-    """x, cut on the left, for products whose other factor is exactly 0 there."""
-    return np.maximum(x, -1e3)
-
-
-def choose(x: Any, condition: Any, yes: Any, no: Any) -> Any:
-    """`yes` where the condition holds and `no` elsewhere, but NaN where x is NaN."""
-    return np.where(np.isnan(x), np.nan, np.where(condition, yes, no))
-
-
-def leaky(x: Any, slope: float) -> Any:
-    """x, times `slope` on the negative side."""
-    return np.maximum(x, 0.0) + (slope * np.minimum(x, 0.0) if slope else 0.0)
+    return exp(below(x)) / (1 + exp(-absolute(x)))
 
 
 def logistic_slope(x: Any) -> Any:
     """The derivative of the logistic function."""
-    return expit(x) * expit(-x)
+    e = exp(-absolute(x))
+    return e / (1 + e) / (1 + e)
+
+
+def soft_relu(x: Any) -> Any:
+    """ln(1 + e^x)."""
+    return above(x) + log1p(exp(-absolute(x)))
+
+
+def silu(x: Any) -> Any:
+    """x times the logistic function of x."""
+    return cut_left(x) * expit(x)
+
+
+def silu_slope(x: Any) -> Any:
+    """The derivative of silu."""
+    x = cut(x)
+    return expit(x) + x * logistic_slope(x)
+
+
+def tanh_soft_relu(x: Any) -> Any:
+    """tanh(ln(1 + e^x)), the gate of mish: a rational function of e^x, here of p / n = e^x with neither above 1."""
+    p, n = exp(below(x)), exp(-above(x))
+    s = p * (p + 2 * n)
+    return s / (s + 2 * n * n)
+
+
+def mish_slope(x: Any) -> Any:
+    """The derivative of mish."""
+    p, n = exp(below(x)), exp(-above(x))
+    s = p * (p + 2 * n)
+    d = s + 2 * n * n
+    return s / d + cut(x) * (4 * p * (p + n) * n * n / (d * d))
+
+
+# --- the normal distribution and its kin ------------------------------------------------------------------------------
+
+
+def bell(x: Any, rate: float = 0.5) -> Any:
+    """e^(-rate x^2). The square of a coarse x is exact in float32, the rest is small, so that no digit is lost."""
+    x = clip(x, -40.0, 40.0)
+    coarse = rounded(x * 64) / 64
+    return exp(-rate * (coarse * coarse)) * exp(rate * ((coarse - x) * (coarse + x)))
+
+
+def ndtr(x: Any) -> Any:
+    """The distribution function of the standard normal.
+
+    On the left erfc(u) amplifies the rounding of u = -x / sqrt(2), by the factor e^(u^2 - x^2 / 2): taken out again.
+    """
+    x = clip(x, -40.0, 40.0)
+    u = x * SQRT_HALF
+    x, v = below(x), below(u)
+    coarse_x, coarse_v = rounded(x * 64) / 64, rounded(v * 64) / 64
+    excess = coarse_v * coarse_v - coarse_x * coarse_x / 2
+    excess = excess + ((v - coarse_v) * (v + coarse_v) - (x - coarse_x) * (x + coarse_x) / 2)
+    return erfc(-u) / 2 * (1 + excess)
+
+
+def gelu(x: Any) -> Any:
+    """x times the normal distribution function of x."""
+    return cut_left(x) * ndtr(x)
 
 
 def gelu_slope(x: Any) -> Any:
     """The derivative of gelu."""
-    x = near(x)
-    return ndtr(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    return ndtr(x) + cut(x) * (bell(x) / SQRT_TAU)
 
 
 def tanh_argument(x: Any) -> Any:
     """Twice the argument of tanh in the approximation of gelu: 1/2 (1 + tanh(u)) is expit(2u)."""
     x = near(x)
-    return 2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+    return 2 * math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))
 
 
 def gelu_tanh_slope(x: Any) -> Any:
     """The derivative of gelu_tanh."""
     x, u = near(x), tanh_argument(x)
-    return expit(u) + x * 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x) * logistic_slope(u)
+    return expit(u) + x * (1 + 3 * 0.044715 * x * x) * (2 * math.sqrt(2 / math.pi) * logistic_slope(u))
 
 
-def silu_slope(x: Any) -> Any:
-    """The derivative of silu."""
-    x = near(x)
-    return expit(x) * (1 + x * expit(-x))
+# --- piecewise --------------------------------------------------------------------------------------------------------
 
 
-def mish_slope(x: Any) -> Any:
-    """The derivative of mish."""
-    x = near(x)
-    soft = soft_relu(x)
-    return np.tanh(soft) + 4 * x * logistic_slope(2 * soft) * expit(x)
+def leaky(x: Any, slope: Any) -> Any:
+    """x, times `slope` on the negative side."""
+    if isinstance(slope, float) and slope == 0:
+        return maximum(x, 0.0)  # 0 times -inf is no number
+    return maximum(x, 0.0) + slope * minimum(x, 0.0)
 
 
 def softsign(x: Any) -> Any:
     """x / (1 + |x|), with its limits at the ends."""
-    x = np.clip(x, -1e300, 1e300)
-    return x / (1 + np.abs(x))
+    x = cut(x)
+    return x / (1 + absolute(x))
+
+
+def shrink(x: Any, width: Any) -> Any:
+    """x without its part in [-width, width]."""
+    return x - clip(x, -width, width)
+
+
+def bent_ends(x: Any, left: Any, left_slope: Any, right: Any, right_slope: Any) -> Any:
+    """What two outer lines add to x clipped to [left, right]."""
+    return left_slope * minimum(x - left, 0.0) + right_slope * maximum(x - right, 0.0)

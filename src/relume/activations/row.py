@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
+from relume.activations.costs import cost
 from relume.errors import ActivationError
 
 T = TypeVar("T")
@@ -18,6 +19,13 @@ T = TypeVar("T")
 # How the numbers that one output reads lie in a tensor: each alone; two halves along one dimension (a gate); pieces
 # side by side (maxout); each alone, with two results (CReLU); or all along one dimension (softmax).
 Layout = Literal["elementwise", "halves", "pieces", "doubled", "across"]
+
+# How far `f` and `df` of a row may be off on float32 tensors, for |x| <= 100, in units in the last place of the right
+# result. Errors below 1e-6 count as none where terms cancel, and numbers below the smallest normal one, 1.2e-38, as 0.
+ULPS = 8.0
+
+# What relume's own evaluation of a row in float32 may be off by, unless the row says another number and why.
+ULPS = 8.0
 
 
 # --- what a row is made of --------------------------------------------------------------------------------------------
@@ -43,7 +51,7 @@ class Parameter:
 class Tail:
     """One end of a function: the limit of its derivative, and the point beyond which the derivative is exactly that.
 
-    `knee` is None where the derivative only tends to `slope`.
+    `knee` is None where the derivative only tends to `slope`. `slope` is NaN where it has no limit, as for a sine.
     """
 
     slope: float
@@ -54,9 +62,10 @@ class Tail:
 class Activation:
     """One activation function: what it is, and what follows from that.
 
-    `f` and `df` map float64 arrays to arrays and take the parameters as keyword arguments. At a corner `df` is the
-    derivative that torch uses there. NaN gives NaN; the ends at -inf and inf give the limits. The properties describe
-    the function at its default parameters; the methods take parameters.
+    `f` and `df` map float64 arrays to arrays, torch tensors to tensors, and take the parameters as keyword arguments:
+    numbers, or tensors that broadcast. At a corner `df` is the derivative that torch uses there. NaN gives NaN; the
+    ends at -inf and inf give the limits, and NaN where there is none. The properties describe the function at its
+    default parameters; the methods take parameters.
 
     Most functions map one number to one. Others read several `operands` (a gate reads a value and what gates it) or
     give several `outputs`: `f` then takes so many arrays and gives a tuple, and `df` gives the tuple of all partial
@@ -73,6 +82,7 @@ class Activation:
 
     name: str
     module: str  # the class of the module that applies it, as a dotted name
+    kept: str = ""  # relume's own class for what torch has, which keeps what torch's loses (`relume.nn.flaws`)
     layout: Layout = "elementwise"
     operands: int = 1
     outputs: int = 1
@@ -87,6 +97,8 @@ class Activation:
     kinks: tuple[float, ...] | Callable[..., tuple[float, ...]] = ()  # where one formula gives way to the next
     range: tuple[float, float]  # the tightest interval that holds all values, at the default parameters
     monotone: bool  # never decreasing, at the default parameters
+    ulps: float = ULPS  # bound on the error of `f` and `df` on float32 tensors
+    when: str  # one sentence on when to use it
     paper: str
 
     def arguments(self, **parameters: float) -> dict[str, float]:
@@ -184,6 +196,21 @@ class Activation:
         return all(map(math.isfinite, self.range))
 
     @property
+    def cost(self) -> float:
+        """Time of forward and backward over that of a plain copy, as measured once (`relume.activations.costs`)."""
+        return cost(self.name)
+
+    @property
+    def learnable(self) -> bool:
+        """Whether a parameter is learnt with the weights."""
+        return any(p.init_argument for p in self.parameters.values())
+
+    @property
+    def gated(self) -> bool:
+        """Whether one half of the inputs decides how much of the other half passes."""
+        return self.layout == "halves"
+
+    @property
     def smooth(self) -> bool:
         """Whether function and derivative are continuous."""
         return not self.corners()
@@ -214,7 +241,10 @@ class Activation:
         shape += [f"corner at {x:.4g}" for x in self.corners()] or ["smooth"]
         shape += ["zero-centred"] if self.zero_centred else []
         ends = [
-            f"{side} slope {tail.slope:.4g} " + ("in the limit" if tail.knee is None else f"beyond {tail.knee:.4g}")
+            f"{side} slope without a limit"
+            if math.isnan(tail.slope)
+            else f"{side} slope {tail.slope:.4g} "
+            + ("in the limit" if tail.knee is None else f"beyond {tail.knee:.4g}")
             for side, tail in zip(("left", "right"), self.tails(), strict=True)
         ]
         fate = "units can die" if self.can_die else "units can saturate" if self.saturates else "no end is flat"
@@ -225,6 +255,7 @@ class Activation:
             f"  shape     values from {low:.4g} to {high:.4g}, {', '.join(shape)}",
             f"  ends      {', '.join(ends)}: {fate}",
             f"  N(0, 1)   mean {round(self.mean, 4) + 0.0:.4f}, mean square {self.second_moment:.4f}",
+            f"  use       {self.when}",
             f"  source    {self.paper}",
         ]
         return "\n".join(lines)
@@ -256,7 +287,7 @@ def _steepest(row: Activation, items: tuple[tuple[str, float], ...]) -> float:
     if any(math.isinf(tail.slope) for tail in tails):
         return inf
     x = _grid(row, arguments)
-    found = [abs(tail.slope) for tail in tails]
+    found = [abs(tail.slope) for tail in tails if not math.isnan(tail.slope)]
     for _ in range(3):  # each round looks closer around the steepest point of the one before
         slopes = np.abs(row.slope(x, **arguments))
         top = int(np.argmax(slopes))
@@ -295,7 +326,10 @@ def _flat_edges(row: Activation, tolerance: float, items: tuple[tuple[str, float
         return inside
 
     x = _grid(row, arguments)
-    return edge(x), edge(x[::-1])
+    return (
+        -inf if math.isnan(left.slope) else edge(x),
+        inf if math.isnan(right.slope) else edge(x[::-1]),
+    )
 
 
 def normal_rule(centres: tuple[float, ...] = (), q: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

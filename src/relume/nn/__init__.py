@@ -1,28 +1,31 @@
-"""Functions of the catalogue as torch modules: those that torch lacks, and a way to build any of them."""
+"""Functions of the catalogue as torch modules: those that torch lacks or loses digits of, and a way to build any.
+
+A class stands here for each row whose function torch does not have, such as `relume.nn.Swish`, and for some that torch
+has (`relume.nn.Sigmoid`, `relume.nn.GELU`), with the gradient that torch rounds to zero. All of them keep nothing but
+their input for backward.
+"""
 
 import importlib
 import inspect
 from functools import reduce
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from relume.activations import Activation, activation
 from relume.errors import ActivationError
+from relume.nn.evaluate import apply
+from relume.nn.modules import Curve, classes
+
+_CLASSES = classes()
+globals().update(_CLASSES)
+
+__all__ = ["Curve", "apply", "module", "resolve", *_CLASSES]  # noqa: PLE0604 # pyright: ignore[reportUnsupportedDunderAll] - from the table
 
 
-class Exp(nn.Module):
-    """Applies e^x to each element, for inputs of any shape.
-
-    Its outputs and gradients overflow in deep networks. It stands here for a positive rate at the end of one.
-
-    >>> Exp()(torch.zeros(2)).tolist()
-    [1.0, 1.0]
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        return torch.exp(input)
+def __getattr__(name: str) -> Any:
+    # only for names that are not here: it also tells type checkers that there are more than they see
+    raise AttributeError(f"relume.nn has no {name!r}. It has: {', '.join(__all__)}.")
 
 
 def resolve(dotted_name: str) -> Any:
@@ -60,7 +63,8 @@ def module(row: str | Activation, **arguments: Any) -> nn.Module:
             raise ActivationError(
                 f"{row.name} takes no argument {name!r}.\nIts arguments: {', '.join(known) or 'none'}."
             )
-    shape = {name: value for name, value in arguments.items() if name in row.parameters}
-    row.arguments(**shape)  # raises where one is outside its bounds
+    shape = row.arguments(**{name: value for name, value in arguments.items() if name in row.parameters})
     start = {row.parameters[name].init_argument or name: value for name, value in shape.items()}
-    return build(**row.fixed, **start, **{name: value for name, value in arguments.items() if name not in shape})
+    rest = {name: value for name, value in arguments.items() if name not in shape}
+    # torch's own default for a dimension is None, which it warns of, or the last
+    return build(**row.fixed, **start, **({"dim": -1, **rest} if "dim" in others else rest))

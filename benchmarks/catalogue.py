@@ -1,0 +1,147 @@
+"""Times every function of the catalogue, forward and forward with backward, beside a plain copy and beside eager torch.
+
+    python benchmarks/catalogue.py                  # 1e6 elements: prints a table, writes results/catalogue.json
+    python benchmarks/catalogue.py --elements 16e6  # larger than the cache
+    python benchmarks/catalogue.py --costs          # also writes the costs that relume ships
+
+One thread. All candidates for a row take turns, so that what else the machine does falls on all of them; a number is
+the median of the rounds, and its spread the quartiles. `module` is what `relume.nn.module` builds, `kept` relume's own
+version where torch has one too, `eager` the function as people compose it from torch's operators.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from relume.activations import activations
+from relume.nn import module, resolve
+
+RESULTS = Path(__file__).parent / "results" / "catalogue.json"
+WIDTH = 1000
+Function = Callable[[Tensor], Tensor]
+
+
+def _halves(gate: Function) -> Function:
+    def gated(x: Tensor) -> Tensor:
+        value, other = x.chunk(2, dim=-1)
+        return value * gate(other)
+
+    return gated
+
+
+# The functions that torch does not have, composed the way people write them; learnt parameters as the row starts them.
+EAGER: dict[str, Function] = {}
+
+
+def candidates() -> dict[str, dict[str, Function]]:
+    """Row -> what is timed for it."""
+    found: dict[str, dict[str, Function]] = {}
+    for row in activations():
+        extra = {"dim": -1} if row.layout != "elementwise" else {}
+        found[row.name] = {"copy": torch.clone, "module": module(row, **extra).eval()}
+        if row.kept:
+            found[row.name]["kept"] = resolve(row.kept)()
+        if row.name in EAGER:
+            found[row.name]["eager"] = EAGER[row.name]
+    return found
+
+
+def _forward(function: Function, x: Tensor) -> float:
+    with torch.no_grad():
+        start = time.perf_counter()
+        function(x)
+        return time.perf_counter() - start
+
+
+def _both(function: Function, x: Tensor) -> float:
+    wanted = [x, *(function.parameters() if isinstance(function, nn.Module) else [])]
+    start = time.perf_counter()
+    y = function(x)
+    torch.autograd.grad(y, wanted, torch.ones_like(y))
+    return time.perf_counter() - start
+
+
+def measure(functions: dict[str, Function], elements: int, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Candidate -> milliseconds: lower quartile, median and upper quartile, for `forward` and `both`."""
+    x = torch.randn(elements // WIDTH, WIDTH, generator=torch.Generator().manual_seed(0))
+    leaf = x.clone().requires_grad_()
+    times: dict[str, dict[str, list[float]]] = {name: {"forward": [], "both": []} for name in functions}
+    for _ in range(rounds + 2):
+        for name, function in functions.items():
+            times[name]["forward"].append(_forward(function, x))
+            times[name]["both"].append(_both(function, leaf))
+    return {  # the first two rounds fill caches and pools of memory
+        name: {part: np.quantile(np.array(t[2:]) * 1e3, [0.25, 0.5, 0.75]).round(4).tolist() for part, t in parts.items()}
+        for name, parts in times.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--elements", type=float, default=1e6)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", nargs="*", help="rows to time; nothing is written then")
+    parser.add_argument("--costs", action="store_true", help="write the costs that the package ships")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: dict[str, Any] = {}
+    print(f"{'':24}{'over a copy: forward, both':>34}{'over eager: forward, both':>30}")
+    for name, functions in candidates().items():
+        if chosen.only and name not in chosen.only:
+            continue
+        rows[name] = measure(functions, int(chosen.elements), chosen.rounds)
+        middle = {which: {part: t[1] for part, t in parts.items()} for which, parts in rows[name].items()}
+        for which in functions:
+            if which == "copy":
+                continue
+            line = f"{name:20}{which:8}"
+            line += "".join(f"{middle[which][part] / middle['copy']['forward']:13.2f}" for part in ("forward", "both"))
+            if "eager" in middle and which != "eager":
+                line += "    " + "".join(
+                    f"{middle[which][part] / middle['eager'][part]:13.2f}" for part in ("forward", "both")
+                )
+            print(line, flush=True)
+    if chosen.only:
+        return
+    about = {
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {_processor()}, one thread",
+        "torch": torch.__version__,
+        "command": " ".join(["python", "benchmarks/catalogue.py", *sys.argv[1:]]),
+        "elements": int(chosen.elements),
+    }
+    key = f"{chosen.elements:.0e}"
+    past = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    RESULTS.write_text(json.dumps({**past, key: {**about, "milliseconds": rows}}, indent=1) + "\n")
+    if chosen.costs:
+        relative = {
+            name: {part: round(found["module"][part][1] / found["copy"]["forward"][1], 2) for part in ("forward", "both")}
+            for name, found in rows.items()
+        }
+        where = Path(str(files("relume").joinpath("data/costs.json")))
+        where.write_text(json.dumps({**about, "rows": relative}, indent=1) + "\n", encoding="utf-8")
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    main()

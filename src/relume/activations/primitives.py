@@ -1,0 +1,114 @@
+"""The arithmetic that formulas of the catalogue are made of, for NumPy arrays and torch tensors alike.
+
+A formula written with these runs on float64 arrays without torch, and on tensors of any floating type and device, where
+it can be compiled, vectorised and differentiated again. Nothing here imports torch.
+
+On a tensor `where`, `choose` and comparisons cost ten times what other arithmetic does, so that formulas for use in
+training are built from `maximum`, `minimum` and `absolute` instead. Differentiated at 0, `absolute` gives 0, and the
+others count a tie as passed: smooth functions are built from `above` and `below`, which give 1/2.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+FAR = 1e30  # as good as infinity in every formula, but 0 * FAR is 0, and FAR / (1 + FAR) is 1, in float32 too
+
+
+def is_array(x: Any) -> bool:
+    """Whether x is NumPy's or Python's, and so not a tensor."""
+    return isinstance(x, (np.ndarray, np.generic, float, int))
+
+
+def _either(numpy_form: Callable[[Any], Any], method: str) -> Callable[[Any], Any]:
+    """NumPy's function for arrays, the tensor's method for tensors."""
+
+    def primitive(x: Any) -> Any:
+        if is_array(x):
+            with np.errstate(over="ignore", invalid="ignore"):  # inf, and NaN for sin(inf), are the right answers
+                return numpy_form(x)
+        return getattr(x, method)()
+
+    return primitive
+
+
+def _scipy(name: str) -> Callable[[Any], Any]:
+    def special_function(x: Any) -> Any:
+        from scipy import special  # here, because it takes longer to load than all else in the catalogue
+
+        return getattr(special, name)(x)
+
+    return special_function
+
+
+exp = _either(np.exp, "exp")
+expm1 = _either(np.expm1, "expm1")
+log1p = _either(np.log1p, "log1p")
+tanh = _either(np.tanh, "tanh")
+sqrt = _either(np.sqrt, "sqrt")
+sin = _either(np.sin, "sin")
+cos = _either(np.cos, "cos")
+arctan = _either(np.arctan, "arctan")
+square = _either(np.square, "square")
+rounded = _either(np.round, "round")
+isnan = _either(np.isnan, "isnan")
+erf = _either(_scipy("erf"), "erf")
+erfc = _either(_scipy("erfc"), "erfc")
+absolute = _either(np.abs, "abs")
+
+
+def maximum(x: Any, low: Any) -> Any:
+    """The larger of both, NaN where x is NaN; `low` may be a number, or broadcast."""
+    return np.maximum(x, low) if is_array(x) else x.clamp(min=low)
+
+
+def minimum(x: Any, high: Any) -> Any:
+    """The smaller of both, NaN where x is NaN; `high` may be a number, or broadcast."""
+    return np.minimum(x, high) if is_array(x) else x.clamp(max=high)
+
+
+def clip(x: Any, low: Any, high: Any) -> Any:
+    """x, but never below `low` nor above `high`."""
+    return minimum(maximum(x, low), high)
+
+
+def where(condition: Any, yes: Any, no: Any) -> Any:
+    """`yes` where the condition holds, `no` elsewhere; one of them may be a number."""
+    if is_array(condition):
+        return np.where(condition, yes, no)
+    return no.where(~condition, yes) if is_array(yes) else yes.where(condition, no)
+
+
+def choose(x: Any, condition: Any, yes: Any, no: Any) -> Any:
+    """`yes` where the condition holds and `no` elsewhere, but NaN where x is NaN; both may be numbers."""
+    if is_array(x):
+        return np.where(np.isnan(x), np.nan, np.where(condition, yes, no))
+    # a number as a tensor of x's type, because torch would take it for float32
+    yes = x.new_full((), yes) if is_array(yes) else yes
+    return where(isnan(x), x, where(condition, yes, no))
+
+
+def step(x: Any) -> Any:
+    """1 where x > 0, 0 elsewhere, and NaN where x is NaN."""
+    if is_array(x):
+        return np.heaviside(x, 0.0)
+    return maximum(x.sign(), 0.0) + 0.0 * clip(x, -FAR, FAR)  # the sign of NaN is 0
+
+
+def sided(x: Any, left: Any, right: Any) -> Any:
+    """`right` where x > 0 and `left` elsewhere, but NaN where x is NaN."""
+    s = step(x)
+    return right * s + left * (1 - s)
+
+
+def above(x: Any) -> Any:
+    """max(x, 0), with the derivative 1/2 at 0."""
+    x = maximum(x, -FAR)
+    return (x + absolute(x)) / 2
+
+
+def below(x: Any) -> Any:
+    """min(x, 0), with the derivative 1/2 at 0."""
+    x = minimum(x, FAR)
+    return (x - absolute(x)) / 2

@@ -1,0 +1,191 @@
+"""Any row of the catalogue applied to a tensor, from its formula and its derivative alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from relume.activations import ACTIVATIONS, Activation
+from relume.errors import ActivationError
+
+# Elements to a block and thread: a formula's temporaries then stay in the cache of a core (16384 float32 are 64 KB),
+# which is what makes many small operations as fast as one. Fewer than 2 ** 15 per thread would leave threads idle.
+_BLOCK = 2**15
+
+
+def apply(input: Tensor, *parameters: float | Tensor, row: str, dim: int = -1) -> Tensor:
+    """The function of that row of the catalogue, for a tensor of any shape; its dtype is kept.
+
+    `parameters` are all of the row's, in its order: numbers, or tensors that may be learnt, of one number or of one for
+    each channel (dimension 1, as in PReLU). Functions that read or write several numbers side by side do so along
+    `dim`. Of the input's size, backward keeps the input and nothing else. Half precisions are computed in float32.
+    Raises `ActivationError` for integer and complex tensors, for a `dim` that does not split evenly, and for as many
+    numbers as there are no channels.
+
+    >>> apply(torch.tensor([-20.0, 0.0]), row="sigmoid")
+    tensor([2.0612e-09, 5.0000e-01])
+    """
+    tensors = [p for p in parameters if isinstance(p, Tensor)]
+    if has_torch_function((input, *tensors)):  # so that a Trace sees one call of this, and none of what it is made of
+        return handle_torch_function(apply, (input, *tensors), input, *parameters, row=row, dim=dim)
+    if not input.is_floating_point():
+        raise ActivationError(
+            f"{row} takes a tensor of floating point numbers, not {input.dtype}.\nConvert it first: input.float()."
+        )
+    _check_shapes(ACTIVATIONS[row], input, dim, tensors)
+    # an exported graph shall hold the formula, and no function of ours
+    if (
+        torch.is_grad_enabled()
+        and any(t.requires_grad for t in (input, *tensors))
+        and not torch.compiler.is_exporting()
+    ):
+        return _Curve.apply(input, row, dim, *parameters)  # pyright: ignore[reportReturnType] - torch leaves it open
+    return _value(ACTIVATIONS[row], dim, input, parameters)
+
+
+def _check_shapes(row: Activation, input: Tensor, dim: int, tensors: Sequence[Tensor]) -> None:
+    shape = tuple(input.shape)
+    if row.layout != "elementwise" and not -input.dim() <= dim < input.dim():
+        raise ActivationError(f"{row.name} works along dimension {dim}, but the input has shape {shape}.\nSet dim.")
+    if row.operands > 1 and shape[dim] % row.operands:
+        raise ActivationError(
+            f"{row.name} splits dimension {dim} into {row.operands} equal parts, but the input has shape {shape}.\n"
+            f"Give the layer before it {row.operands} times as many units, or set dim."
+        )
+    for tensor in tensors:
+        if tensor.numel() != 1 and (input.dim() < 2 or tensor.numel() != shape[1]):
+            raise ActivationError(
+                f"{row.name} has parameters for {tensor.numel()} channels, but the input has shape {shape}.\n"
+                "Channels are dimension 1; set num_parameters to their number, or to 1 for all."
+            )
+
+
+class _Curve(torch.autograd.Function):
+    """A row as one step of autograd; the derivative of its backward is that of the row's `df`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(input: Tensor, row: str, dim: int, *parameters: float | Tensor) -> Tensor:  # pyright: ignore
+        return _value(ACTIVATIONS[row], dim, input, parameters)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        input, ctx.row, ctx.dim, *parameters = inputs
+        ctx.numbers = [None if isinstance(p, Tensor) else p for p in parameters]
+        ctx.save_for_backward(input, *[p for p in parameters if isinstance(p, Tensor)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        input, *tensors = ctx.saved_tensors
+        left = list(tensors)
+        parameters = [left.pop(0) if number is None else number for number in ctx.numbers]
+        wanted = ctx.needs_input_grad
+        found = _gradients(ACTIVATIONS[ctx.row], ctx.dim, input, grad, parameters, [wanted[0], *wanted[3:]])
+        return (found[0], None, None, *found[1:])
+
+
+# --- a whole tensor ---------------------------------------------------------------------------------------------------
+
+
+def _value(row: Activation, dim: int, input: Tensor, parameters: Sequence[float | Tensor]) -> Tensor:
+    cut = _cut(row, dim, input, parameters)
+    if cut is None:
+        return _block_value(row, dim, input, parameters)
+    flat, rows = cut
+    shape = list(input.shape)
+    if row.layout != "elementwise":
+        shape[dim] = shape[dim] * row.outputs // row.operands
+    result = torch.empty_like(input) if row.layout == "elementwise" else input.new_empty(shape)
+    source, target = (input.view(-1), result.view(-1)) if flat else (input, result)
+    for x, y in zip(source.split(rows), target.split(rows), strict=True):
+        y.copy_(_block_value(row, dim, x, parameters))
+    return result
+
+
+def _gradients(
+    row: Activation, dim: int, input: Tensor, grad: Tensor, parameters: Sequence[float | Tensor], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    cut = None if torch.is_grad_enabled() else _cut(row, dim, input, parameters)
+    if cut is None:
+        return _block_gradients(row, dim, input, grad, parameters, wanted)
+    flat, rows = cut
+    result = torch.empty_like(input)
+    source, above, target = (input.view(-1), grad.reshape(-1), result.view(-1)) if flat else (input, grad, result)
+    sums: list[Tensor | None] = [None] * len(parameters)
+    for x, g, y in zip(source.split(rows), above.split(rows), target.split(rows), strict=True):
+        here, *found = _block_gradients(row, dim, x, g, parameters, wanted)
+        if here is not None:
+            y.copy_(here)
+        sums = [new if old is None or new is None else old + new for old, new in zip(sums, found, strict=True)]
+    return [result if wanted[0] else None, *sums]
+
+
+def _cut(row: Activation, dim: int, input: Tensor, parameters: Sequence[float | Tensor]) -> tuple[bool, int] | None:
+    """How to walk through a large tensor on the CPU: whether as one line, and how many rows of it at a time."""
+    if torch.compiler.is_compiling() or input.device.type != "cpu":
+        return None
+    block = _BLOCK * torch.get_num_threads()
+    if input.numel() < 2 * block:
+        return None
+    single = all(not isinstance(p, Tensor) or p.numel() == 1 for p in parameters)
+    if row.layout == "elementwise" and single and input.is_contiguous():
+        return True, block
+    if input.dim() < 2 or (row.layout != "elementwise" and dim % input.dim() == 0):
+        return None
+    return False, max(1, block * input.shape[0] // input.numel())
+
+
+# --- a block of it ----------------------------------------------------------------------------------------------------
+
+
+def _block_value(row: Activation, dim: int, input: Tensor, parameters: Sequence[float | Tensor]) -> Tensor:
+    operands, arguments = _prepared(row, dim, input, parameters)
+    outputs = row.f(*operands, **arguments)
+    return (outputs if row.outputs == 1 else torch.cat(outputs, dim)).to(input.dtype)
+
+
+def _block_gradients(
+    row: Activation, dim: int, input: Tensor, grad: Tensor, parameters: Sequence[float | Tensor], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    operands, arguments = _prepared(row, dim, input, parameters)
+    above = grad.to(operands[0].dtype)
+    here = None
+    if wanted[0]:
+        partials = row.df(*operands, **arguments)
+        if row.outputs > 1:
+            here = reduce(torch.add, [g * p for g, p in zip(above.chunk(row.outputs, dim), partials, strict=True)])
+        elif row.operands > 1:
+            here = torch.cat([above * p for p in partials], dim)
+        else:
+            here = above * partials
+        here = here.to(input.dtype)
+    found: list[Tensor | None] = [here]
+    for (name, parameter), value, asked in zip(row.parameters.items(), parameters, wanted[1:], strict=True):
+        if asked and isinstance(value, Tensor) and parameter.derivative is not None:
+            slope = above * parameter.derivative(*operands, **arguments)
+            found.append(slope.sum_to_size(arguments[name].shape).reshape(value.shape).to(value.dtype))
+        else:
+            found.append(None)
+    return found
+
+
+def _prepared(
+    row: Activation, dim: int, input: Tensor, parameters: Sequence[float | Tensor]
+) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """The row's operands and parameters in the precision to compute in: that of the input, or float32 for halves."""
+    dtype = torch.float32 if input.dtype in (torch.float16, torch.bfloat16) else input.dtype
+    x = input.to(dtype)
+    operands = (x,) if row.operands == 1 else x.chunk(row.operands, dim)
+    values = [_beside(x, p.to(dtype)) if isinstance(p, Tensor) else p for p in parameters]
+    return operands, dict(zip(row.parameters, values, strict=True))
+
+
+def _beside(x: Tensor, parameter: Tensor) -> Tensor:
+    """The parameter, shaped to broadcast against x: one number for all, or one for each channel."""
+    return parameter.view(-1, *[1] * (x.dim() - 2)) if parameter.numel() > 1 else parameter.view(())
