@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
+from relume.activations import card
 from relume.errors import ActivationError
 
 T = TypeVar("T")
@@ -227,25 +228,11 @@ class Activation:
         return _normal_moments(self)[1]
 
     def __str__(self) -> str:
-        low, high = self.range
-        shape = ["monotone" if self.monotone else "not monotone"]
-        shape += [f"corner at {x:.4g}" for x in self.corners()] or ["smooth"]
-        shape += ["zero-centred"] if self.zero_centred else []
-        ends = [
-            f"{side} slope {tail.slope:.4g} " + ("in the limit" if tail.knee is None else f"beyond {tail.knee:.4g}")
-            for side, tail in zip(("left", "right"), self.tails(), strict=True)
-        ]
-        fate = "units can die" if self.can_die else "units can saturate" if self.saturates else "no end is flat"
-        lines = [
-            f"{self.name}(x) = {self.tex}",
-            f"  torch     {self.module}",
-            *(f"  {name} = {p.default:.6g}" for name, p in self.parameters.items()),
-            f"  shape     values from {low:.4g} to {high:.4g}, {', '.join(shape)}",
-            f"  ends      {', '.join(ends)}: {fate}",
-            f"  N(0, 1)   mean {round(self.mean, 4) + 0.0:.4f}, mean square {self.second_moment:.4f}",
-            f"  source    {self.paper}",
-        ]
-        return "\n".join(lines)
+        return card.text(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows for the row: formula, picture and facts."""
+        return card.html(self)
 
 
 # --- what is derived from a row ---------------------------------------------------------------------------------------
