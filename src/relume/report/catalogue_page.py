@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from html import escape
 from typing import Any
 
@@ -44,7 +45,7 @@ def render_table(selection: Selection) -> str:
     body = (
         f'<main class="functions"><header><p class="kicker">{t("relume · activation functions")}</p><h1>{t(title)}</h1>'
         f'<p class="sub">{t(_TABLE_INTRO)}</p></header>'
-        + (f"<section>{table(head, lines, _CAPTION, numbers=(7, 8))}</section>" if lines else "")
+        + (f"<section><p>{t(_COLUMNS)}</p>{table(head, lines, _CAPTION, numbers=(7, 8))}</section>" if lines else "")
         + "".join(_folded(row, i) for i, row in enumerate(selection.rows))
         + "</main>"
     )
@@ -55,7 +56,8 @@ _TABLE_INTRO = (
     "Each name leads to the function: curves, numbers, what speaks for it and against it, and how to use it. Means and "
     "gains are for standard normal inputs."
 )
-_CAPTION = (
+_CAPTION = "Functions and their properties"
+_COLUMNS = (
     "Curve: value, and slope dashed. Gain: std of weights times sqrt(fan_in) that keeps signals. Cost: forward and "
     "backward over a plain copy."
 )
@@ -67,7 +69,7 @@ def _line(row: Activation) -> list[str]:
     return [
         Html(f'<a href="#{escape(row.name)}">{escape(row.name)}</a>'),
         Html(svg(row, width=84, height=44, labels=False)),
-        interval(row),
+        Html(_signs(interval(row))),
         *yes,
         "" if p.moments is None else short(p.moments.gain_forward, 3),
         "" if math.isnan(p.cost) else short(p.cost),
@@ -83,6 +85,13 @@ def _folded(row: Activation, index: int) -> str:
     return fold(row.name, inside, "many")
 
 
+def _signs(text: str) -> str:
+    """Prose made safe, with the mathematical signs that plain text spells with several."""
+    for plain, sign in ((" <= ", "\u00a0≤\u00a0"), (" >= ", "\u00a0≥\u00a0"), ("-inf", "\u2212∞")):
+        text = text.replace(plain, sign)
+    return t(re.sub(r"\binf\b", "∞", text))
+
+
 def _lead(row: Activation) -> str:
     return f'<p class="sub">{t(row.when)}</p>' if row.when else ""
 
@@ -93,7 +102,9 @@ def _cards(p: Profile) -> str:
     if p.moments is not None:
         found.append((short(p.moments.gain_forward, 3), "gain that keeps signals"))
     if p.gradient_at_xavier is not None and math.isfinite(p.gradient_at_xavier):
-        found.append((f"{short(p.gradient_at_xavier)}x", f"gradient after {DEPTH} layers at Xavier's scale"))
+        found.append(
+            (short(p.gradient_at_xavier), f"of a gradient's size is left after {DEPTH} layers at Xavier's scale")
+        )
     cards = "".join(f'<li><p class="big">{t(big)}</p><p>{t(label)}</p></li>' for big, label in found)
     return f'<ul class="cards">{cards}</ul>'
 
@@ -105,18 +116,18 @@ def _sections(row: Activation, index: int) -> str:
         for i, (_, noun) in enumerate(_NAMES)
     )
     judged = "".join(
-        f'<div><h3>{head}</h3><ul class="judged {css}">{"".join(f"<li>{t(s)}</li>" for s in found)}</ul></div>'
+        f'<div><h3>{head}</h3><ul class="judged {css}">{"".join(f"<li>{_signs(s)}</li>" for s in found)}</ul></div>'
         for head, css, found in (("For it", "for", strengths(p)), ("Against it", "against", weaknesses(p)))
         if found
     )
-    items = "".join(f"<div><dt>{t(key)}</dt><dd>{t(value)}</dd></div>" for key, value in facts(row))
-    python = escape("\n".join(code(row)))
+    items = "".join(f"<div><dt>{t(key)}</dt><dd>{_signs(value)}</dd></div>" for key, value in facts(row))
+    python = "\n".join(code(row))
     parts = (
         ("curve", "Value and slope", f'<div class="pair">{charts}</div><p class="axis">{t(_LEGEND)}</p>'),
         ("judged", "For and against", f'<div class="pair">{judged}</div>'),
         ("numbers", "Numbers", f"<dl>{items}</dl>"),
         ("use", "Use it", f"{_code(python)}<p>On your own training, against what it has now:</p>{_code(command(row))}"),
-        ("source", "Source", f"<p>{t(row.paper)}</p><p>The formula in TeX:</p>{_code(escape(row.tex))}"),
+        ("source", "Source", f"<p>{t(row.paper)}</p><p>The formula in TeX:</p>{_code(row.tex)}"),
     )
     return "".join(
         f'<section aria-labelledby="{name}-{key}"><h2 id="{name}-{key}">{head}</h2>{content}</section>'
@@ -124,8 +135,8 @@ def _sections(row: Activation, index: int) -> str:
     )
 
 
-def _code(safe: str) -> str:
-    return f'<div class="code"><pre tabindex="0"><code>{safe}</code></pre></div>'
+def _code(text: str) -> str:
+    return f'<div class="code"><pre tabindex="0"><code>{escape(text)}</code></pre></div>'
 
 
 # What the script draws ------------------------------------------------------------------------------------------------

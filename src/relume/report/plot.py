@@ -29,7 +29,7 @@ def plot(
     """Lines of text: a title, `height` lines with the curve, the axis and its numbers; `width` columns at most.
 
     `pieces` are x and y of each part of the curve; between parts no line is drawn. Values outside of `low` to `high`
-    and NaN are left out. A dotted line marks y = 0.
+    and NaN are left out. A dotted line marks y = 0; x = 0 is in the middle.
     """
     signs = _ASCII if ascii else _UNICODE
     labels = {0: number(float(f"{high:.2g}")), height - 1: number(float(f"{low:.2g}"))}
@@ -57,9 +57,9 @@ def plot(
         body = "".join(("*" if ascii else chr(0x2800 + int(c))) if c else empty for c in cells)
         lines.append(f"{labels.get(i, ''):>{margin}}{signs['side']}{body}".rstrip())
     lines.append(f"{'':{margin}}{signs['base']}{signs['line'] * (across - 1)}")
-    ends = [number(left), "0", number(right)]
-    gap = across - sum(map(len, ends))
-    lines.append(f"{'':{margin + 1}}{ends[0]}{'':{(gap + 1) // 2}}{ends[1]}{'':{gap // 2}}{ends[2]}".rstrip())
+    first, last = number(left), number(right)
+    numbers = f"{first}{'0':>{(across + 1) // 2 - len(first)}}"
+    lines.append(f"{'':{margin + 1}}{numbers}{last:>{across - len(numbers)}}")
     return lines
 
 

@@ -75,7 +75,7 @@ def sentence(selection: Selection) -> str:
     """
     n, total = len(selection.rows), selection.total
     if not selection.filters:
-        return f"{total} functions."
+        return f"{total} activation functions."
     adjectives = _and([f.words for f in selection.filters if not f.verb])
     verbs = _and([f.words for f in selection.filters if f.verb])
     parts = [f"{'is' if n < 2 else 'are'} {adjectives}"] * bool(adjectives) + [verbs] * bool(verbs)

@@ -243,7 +243,9 @@
   // A function of one number, or its slope, with the density of normal inputs as a shade and corners as dots.
   function curve(d, width) {
     const height = Math.max(210, Math.min(300, width * 0.62));
-    const points = d.pieces.flatMap((piece, i) => piece.map(([x, y]) => ({ x, y: finite(y) && y >= d.low && y <= d.high ? y : NaN, i })));
+    const slack = (d.high - d.low) / 500; // points are rounded, and must not fall off the edge for that
+    const inside = (y) => finite(y) && y >= d.low - slack && y <= d.high + slack;
+    const points = d.pieces.flatMap((piece, i) => piece.map(([x, y]) => ({ x, y: inside(y) ? y : NaN, i })));
     const density = d3.range(-d.reach, d.reach + 0.01, d.reach / 60).map((x) => ({ x, y: Math.exp((-x * x) / 2) }));
     const tall = (v) => Math.max(d.low, 0) + 0.3 * v * (d.high - Math.max(d.low, 0));
     return Plot.plot({
@@ -260,7 +262,7 @@
         Plot.ruleX(d.knees, { stroke: "var(--bad)", strokeDasharray: "3 4", strokeOpacity: 0.75 }),
         Plot.line(points, { x: "x", y: "y", z: "i", stroke: "var(--eased)", strokeWidth: 2.4 }),
         Plot.dot(d.ends, { x: "0", y: "1", r: 3.6, stroke: "var(--bad)", strokeWidth: 1.8, fill: "var(--paper)" }),
-        Plot.tip(points, Plot.pointerX({ x: "x", y: "y", format: { x: ".2f", y: ".4~g", z: false } })),
+        Plot.tip(points, Plot.pointerX({ x: "x", y: "y", fill: "var(--raised)", stroke: "var(--line)", format: { x: ".2f", y: ".4~g", z: false } })),
       ],
     });
   }
