@@ -594,3 +594,10 @@ def test_a_profile_is_plain_values():
     for row in activations():
         json.dumps(to_json(row), allow_nan=False)
     assert isinstance(profile(activation("relu")), Profile) and isinstance(FILTERS[0], Filter)
+
+
+def test_the_guide_lists_the_filters():
+    """The table of filters in the guide is that of the command."""
+    guide = (Path(__file__).parents[1] / "docs" / "guide" / "activations.md").read_text()
+    listed = re.findall(r"^\| `--([a-z-]+)", guide, re.MULTILINE)
+    assert listed == [*(one.option for one in FILTERS), "cheaper-than"]
