@@ -74,6 +74,8 @@ def test_every_formula_is_readable(row: Activation):
         (r"\left(x - |x|\right)^2", "(x − |x|)²", "(x - |x|)^2"),
         (r"\begin{cases} x & x > 0 \\ 0 & \text{otherwise} \end{cases}", "{x if x > 0; 0 otherwise}",
          "{x if x > 0; 0 otherwise}"),
+        (r"\begin{cases} x & x \le 1 \\ 1 & x \ge 1 \end{cases}", "{x if x ≤ 1; 1 if x ≥ 1}",
+         "{x if x <= 1; 1 if x >= 1}"),
         (r"\frac{e^{x_i}}{\sum_j e^{x_j}}", "e^(xᵢ)/(∑ⱼ e^(xⱼ))", "e^(x_i)/(sum_j e^(x_j))"),
         (r"-\ln(1 + e^{\beta x})", "−ln(1 + e^(β x))", "-ln(1 + e^(beta x))"),
         (r"a \sigma(b)", "a σ(b)", "a sigma(b)"),
@@ -332,7 +334,11 @@ def test_known_sentences():
         "Off-centre: mean 0.40 for standard normal inputs.",
     ]
     assert "LayerNorm before it does not cure that: squared gradients shrink to 0.153 a layer." in weaknesses(sigmoid)
-    assert any("1.47-fold a layer" in s for s in weaknesses(relu))
+    chi = 0.5 / (0.5 - 1 / (2 * math.pi))  # E[f'^2] / Var[f] of ReLU
+    assert (
+        f"With BatchNorm before it gradients grow {chi ** ((DEPTH - 1) / 2):.0f}-fold through 30 layers: "
+        f"squared, {chi:.2f}-fold a layer."
+    ) in weaknesses(relu)
     assert any("Self-normalising" in s for s in strengths(profile(activation("selu"))))
     assert "Flat from -0.5 to 0.5: a unit that stays there gets no gradient." in weaknesses(
         profile(activation("softshrink"))
