@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from rich.console import Console
 from test_page import browser  # noqa: F401 - a fixture, found by its name
 
-from relume.activations import ACTIVATIONS, Activation, activation, activations
+from relume.activations import ACTIVATIONS, Activation, Tail, activation, activations
 from relume.activations.card import bounds, curve, number, reach, svg, window
 from relume.activations.notation import as_mathml, as_text
 from relume.activations.row import Parameter
@@ -357,6 +357,20 @@ def test_what_was_not_measured_is_not_judged():
     assert "twice" in " ".join(weaknesses(profile(gate))) or "Reads 2 numbers" in " ".join(weaknesses(profile(gate)))
     for render in (catalogue_page.render_row, str, Activation._repr_html_):
         assert "gate" in render(gate)
+
+
+def test_ends_without_a_limit():
+    """A sine has no slope far out: it is shown with that in words, and nothing is claimed of its ends."""
+    sine = replace(
+        activation("identity"), name="sine", tex=r"\sin x", f=np.sin, df=np.cos, left=Tail(math.nan),
+        right=Tail(math.nan), range=(-1.0, 1.0), monotone=False,
+    )  # fmt: skip
+    half = replace(profile(sine), right=Tail(1.0, knee=0.0))
+    said = [*strengths(half), *strengths(profile(sine)), *weaknesses(profile(sine))]
+    assert not any("nan" in s or "end is flat" in s for s in said)
+    assert dict(facts(sine))["slope at the ends"] == "left without a limit, right without a limit"
+    for text in (str(sine), sine._repr_html_(), catalogue_page.render_row(sine)):
+        assert "without a limit" in text
 
 
 @each_row

@@ -14,7 +14,7 @@ import numpy as np
 from relume.activations.notation import as_mathml, as_text
 
 if TYPE_CHECKING:
-    from relume.activations.row import Activation, Parameter
+    from relume.activations.row import Activation, Parameter, Tail
 
 REACH = 4.0  # a plot shows -4 to 4, where nearly all normal pre-activations lie, or more where a kink lies further out
 FURTHEST = 10.0  # softplus goes over to a line at 20, where there is nothing to be seen
@@ -109,13 +109,16 @@ def shape(row: Activation) -> str:
     return ", ".join(words + ["zero-centred"] * row.zero_centred)
 
 
+def end(tail: Tail) -> str:
+    """The slope at one end: "0 beyond -3", "1 in the limit"."""
+    if math.isnan(tail.slope):
+        return "without a limit"
+    return number(tail.slope) + (" in the limit" if tail.knee is None else f" beyond {number(tail.knee)}")
+
+
 def ends(row: Activation) -> str:
     """The slopes at both ends, and what becomes of units there."""
-    parts = [
-        f"{side} slope {number(tail.slope)} "
-        + ("in the limit" if tail.knee is None else f"beyond {number(tail.knee)}" if tail.knee else "beyond 0")
-        for side, tail in zip(("left", "right"), row.tails(), strict=True)
-    ]
+    parts = [f"{side} slope {end(tail)}" for side, tail in zip(("left", "right"), row.tails(), strict=True)]
     fate = "units can die" if row.can_die else "units can saturate" if row.saturates else "no end is flat"
     return f"{', '.join(parts)}: {fate}"
 

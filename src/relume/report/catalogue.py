@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from relume.activations import Activation, Tail, activation
-from relume.activations.card import bounds, interval, number
+from relume.activations.card import bounds, end, interval, number
 from relume.activations.notation import as_text
 from relume.recording import to_json as plain
 from relume.report.numerals import number as short
@@ -272,8 +272,13 @@ def _wide(p: Profile) -> str:
 
 
 def _no_flat_end(p: Profile) -> str:
-    least = min(abs(p.left.slope), abs(p.right.slope))
-    return "" if p.saturates or not least > 0 else f"Neither end is flat: far out the slope is still {number(least)}."
+    slopes = (abs(p.left.slope), abs(p.right.slope))
+    least = min(slopes)
+    return (
+        ""
+        if p.saturates or any(map(math.isnan, slopes))
+        else f"Neither end is flat: far out the slope is still {number(least)}."
+    )
 
 
 def _flat_middle(p: Profile) -> str:
@@ -417,7 +422,7 @@ def facts(row: Activation) -> list[tuple[str, str]]:
     ]
     found += [
         ("range", interval(row)),
-        ("slope at the ends", ", ".join(_end(*e) for e in (("left", p.left), ("right", p.right)))),
+        ("slope at the ends", f"left {end(p.left)}, right {end(p.right)}"),
         ("steepest slope", f"{number(p.max_slope)} (its Lipschitz constant)"),
         ("mean for N(0, 1)", number(round(p.mean, 12))),
         ("mean square", number(p.second_moment)),
@@ -434,12 +439,6 @@ def facts(row: Activation) -> list[tuple[str, str]]:
     if p.kept:
         found.append(("numerics", f"torch loses digits in its tails; {p.kept} keeps them"))
     return found
-
-
-def _end(side: str, tail: Tail) -> str:
-    return f"{side} {number(tail.slope)} " + (
-        "in the limit" if tail.knee is None else f"from {number(tail.knee)} {'down' if side == 'left' else 'up'}"
-    )
 
 
 def code(row: Activation) -> list[str]:
