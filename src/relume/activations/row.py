@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
+from relume.activations import card
 from relume.activations.costs import cost
 from relume.errors import ActivationError
 
@@ -22,9 +23,6 @@ Layout = Literal["elementwise", "halves", "pieces", "doubled", "across"]
 
 # How far `f` and `df` of a row may be off on float32 tensors, for |x| <= 100, in units in the last place of the right
 # result. Errors below 1e-6 count as none where terms cancel, and numbers below the smallest normal one, 1.2e-38, as 0.
-ULPS = 8.0
-
-# What relume's own evaluation of a row in float32 may be off by, unless the row says another number and why.
 ULPS = 8.0
 
 
@@ -236,29 +234,11 @@ class Activation:
         return _normal_moments(self)[1]
 
     def __str__(self) -> str:
-        low, high = self.range
-        shape = ["monotone" if self.monotone else "not monotone"]
-        shape += [f"corner at {x:.4g}" for x in self.corners()] or ["smooth"]
-        shape += ["zero-centred"] if self.zero_centred else []
-        ends = [
-            f"{side} slope without a limit"
-            if math.isnan(tail.slope)
-            else f"{side} slope {tail.slope:.4g} "
-            + ("in the limit" if tail.knee is None else f"beyond {tail.knee:.4g}")
-            for side, tail in zip(("left", "right"), self.tails(), strict=True)
-        ]
-        fate = "units can die" if self.can_die else "units can saturate" if self.saturates else "no end is flat"
-        lines = [
-            f"{self.name}(x) = {self.tex}",
-            f"  torch     {self.module}",
-            *(f"  {name} = {p.default:.6g}" for name, p in self.parameters.items()),
-            f"  shape     values from {low:.4g} to {high:.4g}, {', '.join(shape)}",
-            f"  ends      {', '.join(ends)}: {fate}",
-            f"  N(0, 1)   mean {round(self.mean, 4) + 0.0:.4f}, mean square {self.second_moment:.4f}",
-            f"  use       {self.when}",
-            f"  source    {self.paper}",
-        ]
-        return "\n".join(lines)
+        return card.text(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows for the row: formula, picture and facts."""
+        return card.html(self)
 
 
 # --- what is derived from a row ---------------------------------------------------------------------------------------

@@ -240,8 +240,35 @@
     });
   }
 
-  const CHARTS = { map: unitMap, gradients, loss, replays, trial };
-  const SOURCE = { map: "maps" };
+  // A function of one number, or its slope, with the density of normal inputs as a shade and corners as dots.
+  function curve(d, width) {
+    const height = Math.max(210, Math.min(300, width * 0.62));
+    const slack = (d.high - d.low) / 500; // points are rounded, and must not fall off the edge for that
+    const inside = (y) => finite(y) && y >= d.low - slack && y <= d.high + slack;
+    const points = d.pieces.flatMap((piece, i) => piece.map(([x, y]) => ({ x, y: inside(y) ? y : NaN, i })));
+    const density = d3.range(-d.reach, d.reach + 0.01, d.reach / 60).map((x) => ({ x, y: Math.exp((-x * x) / 2) }));
+    const tall = (v) => Math.max(d.low, 0) + 0.3 * v * (d.high - Math.max(d.low, 0));
+    return Plot.plot({
+      width, height, style, marginLeft: 44, marginRight: 12, marginTop: 26, marginBottom: 40,
+      x: { domain: [-d.reach, d.reach], label: null },
+      y: { domain: [d.low, d.high], label: null, nice: true },
+      marks: [
+        Plot.gridY({ stroke: grid, strokeOpacity: 1, ticks: 5 }),
+        Plot.areaY(density, { x: "x", y1: Math.max(d.low, 0), y2: (p) => tall(p.y), fill: "var(--bar)", fillOpacity: 0.22 }),
+        Plot.axisX({ ticks: ticks(width - 56), tickSize: 0, label: W.x, labelAnchor: "right", labelArrow: "right", labelOffset: 36 }),
+        Plot.axisY({ ticks: 5, tickSize: 0, tickFormat: (v) => short(v), label: d.name, labelAnchor: "top", labelArrow: "up", labelOffset: 40 }),
+        Plot.ruleY([0], { stroke: "var(--soft)", strokeOpacity: 0.7 }),
+        Plot.ruleX([0], { stroke: "var(--soft)", strokeOpacity: 0.35 }),
+        Plot.ruleX(d.knees, { stroke: "var(--bad)", strokeDasharray: "3 4", strokeOpacity: 0.75 }),
+        Plot.line(points, { x: "x", y: "y", z: "i", stroke: "var(--eased)", strokeWidth: 2.4 }),
+        Plot.dot(d.ends, { x: "0", y: "1", r: 3.6, stroke: "var(--bad)", strokeWidth: 1.8, fill: "var(--paper)" }),
+        Plot.tip(points, Plot.pointerX({ x: "x", y: "y", fill: "var(--raised)", stroke: "var(--line)", format: { x: ".2f", y: ".4~g", z: false } })),
+      ],
+    });
+  }
+
+  const CHARTS = { map: unitMap, gradients, loss, replays, trial, curve };
+  const SOURCE = { map: "maps", curve: "curves" };
 
   function draw(figure, width) {
     const plot = figure.querySelector(".plot");
@@ -266,7 +293,7 @@
   }
 
   // On paper nothing can be unfolded, and a chart drawn for a wide screen would have tiny letters.
-  const PAPER = { map: 212, loss: 330, gradients: 330, replays: 680, trial: 680 };
+  const PAPER = { map: 212, loss: 330, gradients: 330, replays: 680, trial: 680, curve: 330 };
   let unfolded = [];
   addEventListener("beforeprint", () => {
     unfolded = [...document.querySelectorAll("details:not([open], .many)")];
