@@ -1,12 +1,4 @@
-"""What a row of the catalogue predicts for a deep network before it is trained.
-
-Throughout, weights are normal with variance `sigma_w2` / fan_in, biases with variance `sigma_b2`, and layers wide, so
-that a pre-activation is normal with variance `q`: a mean square, not a length. Nothing here imports torch.
-
-Sources: Poole et al. 2016, arXiv:1606.05340, and Schoenholz et al. 2017, arXiv:1611.01232 (signal propagation); Yang et
-al. 2019, arXiv:1902.08129 (batch normalisation); Lu, Shin, Su & Karniadakis 2019, arXiv:1903.06733 (death at
-initialisation).
-"""
+"""The chance that layers or units of a network are closed before any training."""
 
 from __future__ import annotations
 
@@ -18,128 +10,9 @@ import numpy as np
 
 from relume.activations import Activation, activation, normal_rule
 from relume.errors import RelumeError
-
-# --- signal propagation -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moments:
-    """Means over z ~ N(0, q) of a function and its derivative, and the gains and factors that follow from them."""
-
-    mean: float  # E[f(z)]
-    second: float  # E[f(z)^2]
-    slope_second: float  # E[f'(z)^2]
-    slope_fourth: float  # E[f'(z)^4]
-    gain_forward: float  # std of the weights, times sqrt(fan_in), that keeps q from layer to layer
-    gain_backward: float  # the same for the mean square of the gradient, with fan_out
-    chi_ln: float  # factor a layer on the mean square of the gradient, with LayerNorm before the function
-    chi_bn: float  # the same with BatchNorm before the function
-    isometry: float  # E[f'^4] / E[f'^2]^2 - 1: how unevenly gradients shrink; 0 for a linear function
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Propagation:
-    """How a signal goes forward and its gradient back through a deep network; one number per layer, from the first."""
-
-    q: tuple[float, ...]  # variance of the pre-activations
-    chi: tuple[float, ...]  # mean square of the gradient at this layer over that at the next
-
-    @property
-    def gradient_ratio(self) -> float:
-        """Size of the gradient at the first layer over that at the last (rms of pre-activation gradients)."""
-        return math.prod(math.sqrt(chi) for chi in self.chi[:-1])
-
-
-def moments(row: str | Activation, q: float = 1.0, **parameters: float) -> Moments:
-    """The moments of a function under normal pre-activations of variance q.
-
-    Numbers too large for a float are inf, and ratios of such numbers NaN. Raises `ActivationError` for an unknown
-    function or parameter, and `RelumeError` unless q is positive and finite.
-
-    Source: LeCun et al. 1998, Glorot & Bengio 2010 and He et al. 2015 for the gains (q = 1); Pennington, Schoenholz &
-    Ganguli 2017, arXiv:1711.04735, for the isometry.
-
-    >>> round(moments("relu").gain_forward, 4)
-    1.4142
-    >>> round(moments("sigmoid").chi_ln, 4)
-    0.1528
-    """
-    _check_positive("q", q)
-    row = activation(row)
-    arguments = row.arguments(**parameters)
-    x, w = normal_rule(row.breaks(**arguments), q)
-    with np.errstate(over="ignore", invalid="ignore"):  # exp ends in inf - inf
-        y, slope2 = row.f(x, **arguments), row.df(x, **arguments) ** 2
-        mean, second = float(w @ y), float(w @ y**2)
-        variance = float(w @ (y - mean) ** 2)
-        slope_second, slope_fourth = float(w @ slope2), float(w @ slope2**2)
-    return Moments(
-        mean=mean,
-        second=second,
-        slope_second=slope_second,
-        slope_fourth=slope_fourth,
-        gain_forward=math.sqrt(_over(q, second)),
-        gain_backward=math.sqrt(_over(1.0, slope_second)),
-        chi_ln=_over(q * slope_second, second),
-        chi_bn=_over(q * slope_second, variance),
-        isometry=_over(slope_fourth, slope_second**2) - 1,
-    )
-
-
-def chi(row: str | Activation, q: float, sigma_w2: float, **parameters: float) -> float:
-    """The factor on the mean square of the gradient, a layer back, where pre-activations have variance q.
-
-    Gradients vanish below 1 and explode above 1; their size goes with its square root. Raises as `moments` does.
-
-    >>> round(chi("relu", q=1.0, sigma_w2=2.0), 12)
-    1.0
-    """
-    return sigma_w2 * moments(row, q, **parameters).slope_second
-
-
-def propagate(
-    rows: str | Activation | Sequence[str | Activation],
-    depth: int,
-    sigma_w2: float,
-    sigma_b2: float = 0.0,
-    q0: float = 1.0,
-    **parameters: float,
-) -> Propagation:
-    """The variance of the pre-activations and the gradient factor at each of `depth` layers, without normalisation.
-
-    `rows` is one function, or one for each layer; `q0` is the mean square of the inputs. Where q outgrows the floats it
-    is inf, and chi NaN. Raises `ActivationError` for an unknown function or parameter, and `RelumeError` for numbers
-    that describe no network.
-
-    >>> deep = propagate("sigmoid", depth=30, sigma_w2=1.0)
-    >>> deep.gradient_ratio < 1e-17
-    True
-    """
-    layers = [rows] * depth if isinstance(rows, (str, Activation)) else list(rows)
-    if len(layers) != depth or depth < 1:
-        raise RelumeError(f"propagate: {len(layers)} activations for {depth} layers.\nGive one, or one for each layer.")
-    _check_positive("sigma_w2", sigma_w2)
-    _check_positive("q0", q0)
-    if not 0 <= sigma_b2 < math.inf:
-        raise RelumeError(f"sigma_b2 is {sigma_b2!r}, but must be a finite variance, 0 or more.")
-
-    variances, factors = [], []
-    q = sigma_w2 * q0 + sigma_b2
-    for layer in map(activation, layers):
-        arguments = layer.arguments(**parameters)
-        variances.append(q)
-        if math.isinf(q):
-            factors.append(math.nan)
-            continue
-        # A variance that has shrunk out of the floats is as good as the smallest one: the function is linear there.
-        x, w = normal_rule(layer.breaks(**arguments), max(q, 1e-200))
-        with np.errstate(over="ignore"):
-            factors.append(sigma_w2 * float(w @ layer.df(x, **arguments) ** 2))
-            q = sigma_w2 * float(w @ layer.f(x, **arguments) ** 2) + sigma_b2
-    return Propagation(q=tuple(variances), chi=tuple(factors))
-
-
-# --- death before training --------------------------------------------------------------------------------------------
+from relume.theory.correlation import correlations
+from relume.theory.moments import check_positive
+from relume.theory.propagation import propagate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,34 +93,52 @@ def _simulate_born_dead(widths: Sequence[int], samples: int, rng: np.random.Gene
     return float(1 - alive.mean())
 
 
-def dead_unit_chance(correlation: float, samples: int) -> float:
-    """The chance that one ReLU unit at initialisation is closed on all of `samples` inputs.
+def dead_unit_chance(
+    correlation: float, samples: int, row: str | Activation = "relu", q: float = 1.0, **parameters: float
+) -> float:
+    """The chance that one unit at initialisation lies on an exactly flat end on all of `samples` inputs.
 
-    `correlation` is that of the unit's pre-activation between any two inputs, in [0, 1]; biases are zero. Width does
-    not enter. Raises `RelumeError` for a correlation outside [0, 1] or fewer than 1 sample.
+    `correlation` is that of the unit's pre-activation between any two inputs, in [0, 1], and `q` its variance, which
+    does not matter where the flat end begins at 0, as a ReLU's. Width does not enter. A function without a flat end
+    gives 0. Raises `RelumeError` for a correlation outside [0, 1], fewer than 1 sample, a variance that is none, or a
+    function of several numbers, whose units die by their gates.
 
-    Equation: the integral of Phi(t sqrt(c / (1 - c)))^n over t ~ N(0, 1).
+    Equation: the integral of Phi((k / sqrt(q) - sqrt(c) t) / sqrt(1 - c))^n over t ~ N(0, 1), for a function that is
+    flat below k; one that is flat at both ends dies at either.
 
     >>> round(dead_unit_chance(0.5, 1), 6)
     0.5
     >>> round(dead_unit_chance(0.0, 2), 6)
     0.25
+    >>> dead_unit_chance(0.5, 1, "gelu")
+    0.0
     """
     if not 0 <= correlation <= 1 or samples < 1:
         raise RelumeError(
             f"dead_unit_chance: correlation {correlation!r} must lie in [0, 1], and samples {samples!r} be 1 or more."
         )
-    if correlation == 1:
-        return 0.5
-    from scipy.special import log_ndtr, ndtri
+    check_positive("q", q)
+    row = activation(row)
+    if row.operands > 1:
+        raise RelumeError(f"dead_unit_chance: {row.name} reads {row.operands} numbers; give a function of one.")
+    low, high = row.flat_edges(0.0, **parameters)
+    width = math.sqrt(q)
+    return _below(low / width, correlation, samples) + _below(-high / width, correlation, samples)
 
-    slope = math.sqrt(correlation / (1 - correlation))
-    if slope == 0:
-        return 2.0**-samples
+
+def _below(edge: float, correlation: float, samples: int) -> float:
+    """The chance that `samples` standard normal numbers, each two of that correlation, all lie below `edge`."""
+    if math.isinf(edge):
+        return float(edge > 0)
+    from scipy.special import log_ndtr, ndtr, ndtri
+
+    if correlation in (0, 1):
+        return float(ndtr(edge)) ** (samples if correlation == 0 else 1)
+    slope, level = math.sqrt(correlation / (1 - correlation)), edge / math.sqrt(1 - correlation)
     # The integrand rises from 0 to 1 around the middle, within a few 1 / slope.
-    middle = float(ndtri(0.5 ** (1 / samples))) / slope
+    middle = (float(ndtri(0.5 ** (1 / samples))) - level) / slope
     t, w = normal_rule((middle,))
-    return float(w @ np.exp(samples * log_ndtr(slope * t)))
+    return float(w @ np.exp(samples * log_ndtr(level + slope * t)))
 
 
 def relu_correlation(depth: int, c0: float = 0.0) -> float:
@@ -268,27 +159,31 @@ def relu_correlation(depth: int, c0: float = 0.0) -> float:
     return c
 
 
-def expected_dead_share(layer: int, samples: int, c0: float = 0.0) -> float:
-    """The share of units at a hidden ReLU layer that are closed on all of `samples` inputs before any training.
+def expected_dead_share(
+    layer: int,
+    samples: int,
+    c0: float = 0.0,
+    row: str | Activation = "relu",
+    sigma_w2: float = 2.0,
+    sigma_b2: float = 0.0,
+    q0: float = 1.0,
+    **parameters: float,
+) -> float:
+    """The share of units at a hidden layer that are closed on all of `samples` inputs before any training.
 
-    Layers count from 1; `c0` is the correlation of the inputs, 0 where they are near-orthogonal; zero bias, any scale
-    of the weights. What a network shows beyond this share is worth a diagnosis. Raises `RelumeError` for a layer below
-    1, and as `dead_unit_chance` does.
+    Layers count from 1; `c0` is the correlation of the inputs, 0 where they are near-orthogonal, and `q0` their mean
+    square. With ReLU and zero biases the scale of weights and inputs does not matter. What a network shows beyond this
+    share is worth a diagnosis. Raises `RelumeError` for a layer below 1, and as `correlations` and `dead_unit_chance`
+    do.
 
     >>> round(expected_dead_share(layer=10, samples=1000), 4)
     0.093
     """
     if layer < 1:
         raise RelumeError(f"expected_dead_share: layer is {layer!r}, but layers count from 1.")
-    return dead_unit_chance(relu_correlation(layer - 1, c0), samples)
-
-
-def _over(numerator: float, denominator: float) -> float:
-    """The quotient, which is inf or NaN where floats end, not an error."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.float64(numerator) / np.float64(denominator))
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise RelumeError(f"{name} is {value!r}, but must be positive and finite.")
+    row = activation(row)
+    if row.name == "relu" and sigma_b2 == 0:  # in closed form, and at any scale
+        return dead_unit_chance(relu_correlation(layer - 1, c0), samples)
+    c = correlations(row, layer, sigma_w2, sigma_b2, c0, q0, **parameters)[-1]
+    q = propagate(row, layer, sigma_w2, sigma_b2, q0, **parameters).q[-1]
+    return dead_unit_chance(max(c, 0.0), samples, row, max(q, 1e-200), **parameters)
