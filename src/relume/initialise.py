@@ -171,6 +171,8 @@ def draw_critical(spot: Spot) -> str:
     fed = spot.before if spot.before is not None else spot.site
     point = _critical_point(fed)
     note = f"critical for {fed.activation}" if not point.why_not else f"{point.why_not} He's scale instead"
+    if point.slope > HOLDS:
+        note += f", where a deviation of the variance grows by {point.slope:.3g} a layer"
     if spot.before is None:
         note += ", the function after it"
         return _draw_normal(spot, point.sigma_w2, point.sigma_b2, 0.0, note)
@@ -243,15 +245,17 @@ SCHEMES: Mapping[str, Draw] = {
 def _critical_point(site: Site) -> Critical:
     """A critical point at q = 1 that holds itself: with centred biases where there is none without."""
     row, parameters = ACTIVATIONS[site.activation], _parameters(site)
-    plain = None
-    if row.operands <= 2:  # means over more operands are not known
+    why = f"{row.name} reads {row.operands} numbers, for which no critical point is known."
+    if row.operands <= 2:
         plain = theory.critical(row, centred=False, **parameters)
         if not plain.why_not and plain.slope <= HOLDS:
             return plain
         centred = theory.critical(row, centred=True, **parameters)
-        if not centred.why_not:
+        if not centred.why_not and (plain.why_not or centred.slope < plain.slope):
             return centred
-    why = plain.why_not if plain else f"{row.name} reads {row.operands} numbers, for which no critical point is known."
+        if not plain.why_not:
+            return plain
+        why = plain.why_not
     sigma_w2 = gain_of(site) ** 2
     return Critical(q=1.0, sigma_w2=sigma_w2, sigma_b2=0.0, mean=0.0, slope=math.nan, why_not=why)
 
@@ -314,8 +318,8 @@ def init_(model: nn.Module, scheme: str = "critical", *, example_input: Any = No
     - "rai": few units are born dead. "sigmoid_centred": sigmoids as tanh at its critical point.
 
     Layers without a function behind them, and those before a bounded output, have gain 1. Frozen weights, embeddings,
-    norms and fused layers such as LSTM are left as they are. Raises `RemedyError` for an unknown scheme, an input the
-    model does not take, or where there is none and none could be guessed.
+    norms and fused layers such as LSTM and attention are left as they are. Raises `RemedyError` for an unknown scheme,
+    an input the model does not take, or where there is none and none could be guessed.
 
     Source: Schoenholz et al. 2017, arXiv:1611.01232 (critical); He et al. 2015, arXiv:1502.01852; Glorot & Bengio 2010;
     LeCun et al. 1998; Mishkin & Matas 2016, arXiv:1511.06422 (LSUV); Lu et al. 2019, arXiv:1903.06733 (RAI).
@@ -355,7 +359,7 @@ def _left_alone(model: nn.Module, wiring: Wiring) -> dict[str, str]:
     """Layers that no scheme knows how to draw, or that the pass did not go through."""
     left = {}
     for path, module in model.named_modules():
-        if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        if isinstance(module, (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)):
             left[path or "the model"] = f"left as it is: {type(module).__name__} keeps torch's own initialisation"
         elif isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and not any(
             wiring.uses[f"{path}.{name}".lstrip(".")] for name, _ in module.named_parameters()

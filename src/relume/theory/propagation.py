@@ -133,8 +133,6 @@ def fixed_variance(
     while lowest <= here <= math.log(_UNBOUNDED):
         ahead = here + step
         now = growth(math.exp(ahead))
-        if now == 0:
-            return at("stable", math.exp(ahead))
         if now * start < 0:
             return at("stable", math.exp(root(lambda s: growth(math.exp(s)), *sorted((here, ahead)))))
         here = ahead
