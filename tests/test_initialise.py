@@ -130,7 +130,7 @@ def gradient_range(model: nn.Sequential, seed: int) -> float:
     """The greatest gradient norm of a hidden pre-activation over the smallest."""
     seen: list[Tensor] = []
     torch.manual_seed(seed)
-    h = torch.randn(64, model[0].in_features)
+    h = torch.randn(64, part(model, "0").in_features)
     for layer in model:
         h = layer(h)
         if isinstance(layer, nn.Linear):
@@ -197,9 +197,9 @@ def test_each_layer_is_drawn_for_what_feeds_it():
 
 
 def test_functions_without_a_point_that_holds_say_so():
-    """Hardswish's variance drifts and hardshrink's jump leaves no point at all: both are drawn, with a word."""
-    model = stack(nn.Hardswish, 2, 10)
-    assert "a deviation of the variance grows by 1." in init_(model).changes["2"]
+    """Tanhshrink's variance drifts and hardshrink's jump leaves no point at all: both are drawn, with a word."""
+    model = stack(nn.Tanhshrink, 2, 10)
+    assert "a deviation of the variance grows by 1.32 a layer" in init_(model).changes["2"]
     model = stack(lambda: nn.Hardshrink(2.0), 2, 10)
     assert "no critical point at q = 1" in init_(model).changes["2"]
     assert "He's scale instead" in init_(model).changes["2"]
@@ -266,6 +266,7 @@ def test_every_scheme_takes_every_network(net: str, scheme: str):
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
     drawn = {path for path, words in done.changes.items() if not words.startswith("left")}
+    assert all(part(model, path).weight.requires_grad for path in drawn)
     for path, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
             assert path in done.changes or f"{path}.weight" in done.changes or "out_proj" in path
@@ -313,6 +314,15 @@ def test_what_is_left_alone_is_said():
         assert not init_(model, scheme).changes["up"].startswith("left")
 
 
+def test_a_weight_shared_with_an_embedding_is_left():
+    """A language model's head that reads its embedding's weight keeps it, with a word."""
+    model = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 10))
+    part(model, "3").weight = part(model, "0").weight
+    before = part(model, "0").weight.detach().clone()
+    assert init_(model).changes["3"] == "left as it is: its weight is an embedding's"
+    assert torch.equal(part(model, "0").weight, before)
+
+
 def test_centring_after_a_transposed_convolution_has_the_right_sums():
     """On inputs that are all one, biases of minus the sum leave nothing of them in the middle of the picture."""
     for layer in (nn.Linear(5, 3), nn.Conv2d(4, 6, 3, groups=2), nn.ConvTranspose2d(4, 6, 4, stride=2, groups=2)):
@@ -330,7 +340,7 @@ def test_remedies_draw_the_same():
     """The remedy he_init on a copy gives what init_ gives from the same seed: there is one implementation."""
     model, x = NETS["conv"](0)
     treated = treat(model, None, "he_init", example_input=x)
-    assert {k: v for k, v in init_(model, "he", example_input=x).changes.items()} == dict(treated.changes)
+    assert dict(init_(model, "he", example_input=x).changes) == dict(treated.changes)
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -385,11 +385,11 @@ def test_dead_unit_chance_where_no_end_is_flat():
 def test_expected_dead_share_of_other_functions_agrees_with_networks():
     """At the fourth layer of relu6 networks with biases, units are closed on all of 20 inputs as often as predicted."""
     rng, width, networks, sigma_w2, sigma_b2 = np.random.default_rng(5), 200, 30, 2.0, 0.2
-    h = rng.standard_normal((networks, 20, width))
-    for _ in range(4):
+    z = rng.standard_normal((networks, 20, width))
+    for layer in range(4):
+        h = np.clip(z, 0, 6) if layer else z
         w = rng.standard_normal((networks, width, width)) * math.sqrt(sigma_w2 / width)
         z = h @ w + rng.standard_normal((networks, 1, width)) * math.sqrt(sigma_b2)
-        h = np.clip(z, 0, 6)
     share = ((z <= 0).all(axis=1) | (z >= 6).all(axis=1)).mean()
     found = expected_dead_share(4, 20, row="relu6", sigma_w2=sigma_w2, sigma_b2=sigma_b2)
     assert found == pytest.approx(share, abs=0.015)
