@@ -40,7 +40,7 @@ def correlation_map(
     a number, or an array of any shape; exact to 1e-6. Raises `ActivationError` for an unknown function or parameter,
     and `RelumeError` for numbers that are no variances or correlations, or a function of several numbers.
 
-    Source: Poole et al. 2016, arXiv:1606.05340, equation 5.
+    Source: Poole et al. 2016, arXiv:1606.05340.
 
     >>> round(correlation_map("relu", 0.0, q=1.0, sigma_w2=2.0), 6)
     0.31831
@@ -113,7 +113,7 @@ def signal_depth(
     A network much deeper than `xi_c` cannot be trained. Raises as `fixed_variance` does, and `RelumeError` for a
     function of several numbers.
 
-    Source: Schoenholz, Gilmer, Ganguli & Sohl-Dickstein 2017, arXiv:1611.01232, equations 7 to 9.
+    Source: Schoenholz, Gilmer, Ganguli & Sohl-Dickstein 2017, arXiv:1611.01232.
 
     >>> deep = signal_depth("tanh", sigma_w2=1.5, sigma_b2=0.3)
     >>> deep.phase, round(deep.c, 6), deep.xi_gradient < 10

@@ -102,7 +102,7 @@ def tat_slope(depth: int, target: float = 0.9) -> float:
     a target outside (0, 1), and where even a ReLU stays below the target.
 
     Source: Zhang, Botev & Martens 2022, Deep learning without shortcuts (Tailored Activation Transformation),
-    arXiv:2203.08120, equation 7; the correlation map is that of leaky ReLUs.
+    arXiv:2203.08120; the correlation map is that of leaky ReLUs.
 
     >>> round(tat_slope(50), 4)
     0.4305

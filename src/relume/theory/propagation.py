@@ -97,7 +97,7 @@ def fixed_variance(
     V(q) = sigma_w2 E[f(z)^2] + sigma_b2 over z ~ N(0, q). Raises `ActivationError` for an unknown function or
     parameter, and `RelumeError` for numbers that are no variances.
 
-    Source: Poole et al. 2016, arXiv:1606.05340, equation 3.
+    Source: Poole et al. 2016, arXiv:1606.05340.
 
     >>> fixed_variance("selu", 1.0).kind, round(fixed_variance("selu", 1.0).q, 6)
     ('stable', 1.0)
