@@ -20,7 +20,7 @@ from relume.theory import Critical
 from relume.wiring import Layer, Wiring, follow, guess_input, outputs, require_runs
 
 LSUV_TOLERANCE, LSUV_TRIES = 0.1, 10  # Mishkin & Matas 2016 (arXiv:1511.06422), algorithm 1
-RAI_STD = 0.6007  # Lu, Shin, Su & Karniadakis 2019 (arXiv:1903.06733): keeps the second moment at 1
+RAI_STD = 0.6007  # Lu, Shin, Su & Karniadakis 2019 (arXiv:1903.06733)
 SIGMOID_SIGMA_W = 4.0  # 1/2 + tanh(x/2)/2: tanh's critical sigma_w of 1, for the halves inside and outside
 HOLDS = 1 + 1e-6  # V'(q) up to this: the variance does not run away from a critical point
 
