@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from relume.activations import activation, activations
     from relume.checkup import checkup, diagnose
     from relume.heal import heal
+    from relume.initialise import Initialised, init_
     from relume.journal import read_journal
     from relume.remedies import treat
     from relume.report import Healed, Report, Trial
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Healed",
+    "Initialised",
     "RelumeError",
     "Report",
     "Training",
@@ -32,6 +34,7 @@ __all__ = [
     "diagnose",
     "find_sites",
     "heal",
+    "init_",
     "read_journal",
     "treat",
     "trial",
@@ -41,6 +44,7 @@ __all__ = [
 # Where the names live; imported on first use, so that `import relume` and `relume --help` load no torch.
 _HOMES = {
     "Healed": "relume.report",
+    "Initialised": "relume.initialise",
     "Report": "relume.report",
     "Training": "relume.training",
     "Trial": "relume.report",
@@ -51,6 +55,7 @@ _HOMES = {
     "diagnose": "relume.checkup",
     "find_sites": "relume.sites",
     "heal": "relume.heal",
+    "init_": "relume.initialise",
     "read_journal": "relume.journal",
     "treat": "relume.remedies",
     "trial": "relume.trial",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from relume import theory
-from relume.activations import ACTIVATIONS
 from relume.errors import RemedyError, SiteError
 from relume.recording import Site
-from relume.wiring import Layer, Place, Wiring, follow
+from relume.wiring import Place, Wiring, follow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,27 +122,6 @@ def producing_weight(model: nn.Module, site: Site) -> Tensor | None:
 def by_unit(x: Tensor, axis: int) -> Tensor:
     """Samples by units."""
     return x.detach().movedim(axis, -1).reshape(-1, x.shape[axis])
-
-
-def site_of(wiring: Wiring, layer: Layer) -> Site | None:
-    """The activation a layer leads to."""
-    if layer.sites:
-        return wiring.sites[layer.sites[0]]
-    return next((site for site in wiring.sites if layer.weight and site.weight == layer.weight), None)
-
-
-def fans_of(weight: Tensor) -> tuple[int, int]:
-    field_size = weight[0, 0].numel() if weight.dim() > 2 else 1
-    return weight.shape[1] * field_size, weight.shape[0] * field_size
-
-
-def gain_of(site: Site | None) -> float:
-    """1 / sqrt(E[f'(z)^2]) for z ~ N(0, 1): sqrt(2) for a ReLU; 1 where no activation follows."""
-    if site is None:
-        return 1.0
-    parameters = {k: v for k, v in site.parameters.items() if k in ACTIVATIONS[site.activation].parameters}
-    gain = theory.moments(site.activation, **parameters).gain_backward
-    return gain if math.isfinite(gain) and gain > 0 else 1.0
 
 
 def snippet(name: str, *, example: bool = False, by_hand: str = "") -> str:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from relume.activations import ACTIVATIONS
 from relume.errors import RemedyError, SiteError
+from relume.initialise import fans_of, gain_of
 from relume.recording import Site
-from relume.remedies.record import Edit, Network, by_unit, fans_of, gain_of, nothing_fits, wiring_of
+from relume.remedies.record import Edit, Network, by_unit, nothing_fits, wiring_of
 from relume.surgery import (
     columns_of,
     constants,
@@ -158,7 +159,7 @@ def recycle(network: Network) -> Edit:
 def _revive(network: Network, layer: Layer, site: Site, units: Tensor) -> float | None:
     """Fresh incoming weights for units that nobody reads now; gives back on what share of samples they fire."""
     module, norms = plain_layer(network.model, layer), norms_of(network.model, layer)
-    std = gain_of(site) / math.sqrt(fans_of(module.weight)[0])
+    std = gain_of(site) / math.sqrt(fans_of(module)[0])
     for p in (module.weight, module.bias):
         if p is not None:
             forget(network.optimizer, p, 0, units)
