@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from relume.activations import Activation, activations
+from relume.activations.costs import cost, measured
 from relume.errors import ActivationError
 from relume.nn import apply, module, resolve
 from relume.nn.flaws import BYTES, FLAWS, flaws, saved_bytes, start
@@ -349,6 +350,20 @@ def test_flaws_are_of_rows():
     """The table speaks of rows of the catalogue whose module is torch's."""
     rows = {row.name: row for row in activations()}
     assert all(rows[name].module.startswith("torch.nn.") for name in FLAWS)
+
+
+@each_row
+def test_costs_are_known(row: Activation):
+    """Every row has a measured cost, of forward and backward together more than of forward alone."""
+    assert 0 < measured()[row.name]["forward"] < row.cost
+
+
+def test_costs_of_other_names_are_errors():
+    """A name that was never measured is an error that says how to measure."""
+    with pytest.raises(
+        ActivationError, match=r"cost of 'mine' was never measured.\nRun benchmarks/catalogue.py --costs"
+    ):
+        cost("mine")
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
