@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import platform
 import sys
 import time
@@ -27,11 +29,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relume.activations import activations
+from relume.activations import Activation, activations
 from relume.nn import module, resolve
 
 RESULTS = Path(__file__).parent / "results" / "catalogue.json"
 WIDTH = 1000
+# Glibc shall keep what is freed, as any long run of one shape does; pages that are new each time would hide the rest.
+KEEPS_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 Function = Callable[[Tensor], Tensor]
 
 
@@ -43,20 +47,80 @@ def _halves(gate: Function) -> Function:
     return gated
 
 
-# The functions that torch does not have, composed the way people write them; learnt parameters as the row starts them.
-EAGER: dict[str, Function] = {}
+# The functions that torch does not have, composed the way people write them, of the input and the row's parameters.
+EAGER: dict[str, Callable[..., Tensor]] = {
+    "scaled_tanh": lambda x: 1.7159 * torch.tanh(2 / 3 * x),
+    "penalized_tanh": lambda x, slope: torch.where(x > 0, torch.tanh(x), slope * torch.tanh(x)),
+    "soft_clipping": lambda x, alpha: (F.softplus(alpha * x) - F.softplus(alpha * (x - 1))) / alpha,
+    "elliott": lambda x: 0.5 * x / (1 + x.abs()) + 0.5,
+    "arctan": torch.atan,
+    "isru": lambda x, alpha: x / torch.sqrt(1 + alpha * x**2),
+    "sqnl": lambda x: x.clamp(-2, 2) - x.clamp(-2, 2) * x.clamp(-2, 2).abs() / 4,
+    "gaussian": lambda x: torch.exp(-(x**2)),
+    "sine": lambda x, omega: torch.sin(omega * x),
+    "dsilu": lambda x: torch.sigmoid(x) * (1 + x * (1 - torch.sigmoid(x))),
+    "tailored_relu": lambda x, negative_slope: math.sqrt(2 / (1 + negative_slope**2)) * F.leaky_relu(x, negative_slope),
+    "shifted_relu": lambda x: torch.clamp(x, min=-1),
+    "srelu": lambda x, t_left, a_left, t_right, a_right: torch.where(
+        x > t_right, t_right + a_right * (x - t_right), torch.where(x > t_left, x, t_left + a_left * (x - t_left))
+    ),
+    "plu": lambda x, alpha, c: torch.maximum(alpha * (x + c) - c, torch.minimum(alpha * (x - c) + c, x)),
+    "relu_squared": lambda x: torch.square(F.relu(x)),
+    "star_relu": lambda x, scale, bias: scale * F.relu(x) ** 2 + bias,
+    "smelu": lambda x, beta: torch.where(x.abs() < beta, (x + beta) ** 2 / (4 * beta), F.relu(x)),
+    "nlrelu": lambda x, beta: torch.log(1 + beta * F.relu(x)),
+    "pelu": lambda x, a, b: torch.where(x >= 0, a / b * x, a * (torch.exp(x / b) - 1)),
+    "isrlu": lambda x, alpha: torch.where(x >= 0, x, x / torch.sqrt(1 + alpha * x**2)),
+    "shifted_softplus": lambda x: F.softplus(x) - math.log(2),
+    "squareplus": lambda x, b: 0.5 * (x + torch.sqrt(x**2 + b)),
+    "bent_identity": lambda x: (torch.sqrt(x**2 + 1) - 1) / 2 + x,
+    "exp": torch.exp,
+    "symlog": lambda x: torch.sign(x) * torch.log1p(x.abs()),
+    "snake": lambda x, a: x + torch.sin(a * x) ** 2 / a,
+    "swish": lambda x, beta: x * torch.sigmoid(beta * x),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "flatten_t_swish": lambda x, threshold: torch.where(x >= 0, x * torch.sigmoid(x) + threshold, threshold),
+    "aptx": lambda x, alpha, beta, gamma: (alpha + torch.tanh(beta * x)) * gamma * x,
+    "logish": lambda x: x * torch.log(1 + torch.sigmoid(x)),
+    "smish": lambda x: x * torch.tanh(torch.log(1 + torch.sigmoid(x))),
+    "elish": lambda x: torch.where(x >= 0, x, torch.exp(x) - 1) * torch.sigmoid(x),
+    "hard_elish": lambda x: torch.where(x >= 0, x, torch.exp(x) - 1) * torch.clamp((x + 1) / 2, 0, 1),
+    "serf": lambda x: x * torch.erf(F.softplus(x)),
+    "telu": lambda x: x * torch.tanh(torch.exp(x)),
+    "phish": lambda x: x * torch.tanh(F.gelu(x)),
+    "lisht": lambda x: x * torch.tanh(x),
+    "bilinear_glu": _halves(lambda b: b),
+    "reglu": _halves(F.relu),
+    "geglu": _halves(F.gelu),
+    "swiglu": _halves(F.silu),
+    "maxout": lambda x: torch.maximum(*x.chunk(2, dim=-1)),
+    "crelu": lambda x: torch.cat([F.relu(x), F.relu(-x)], dim=-1),
+}
+
+
+class Eager(nn.Module):
+    """A composition with the row's parameters, learnt where relume's module learns them."""
+
+    def __init__(self, row: Activation) -> None:
+        super().__init__()
+        self.composed = EAGER[row.name]
+        learnt = {name for name, p in row.parameters.items() if p.init_argument}
+        self.learnt = nn.ParameterDict({k: torch.tensor([v]) for k, v in row.arguments().items() if k in learnt})
+        self.numbers = {k: v for k, v in row.arguments().items() if k not in learnt}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.composed(x, **self.learnt, **self.numbers)
 
 
 def candidates() -> dict[str, dict[str, Function]]:
     """Row -> what is timed for it."""
     found: dict[str, dict[str, Function]] = {}
     for row in activations():
-        extra = {"dim": -1} if row.layout != "elementwise" else {}
-        found[row.name] = {"copy": torch.clone, "module": module(row, **extra).eval()}
+        found[row.name] = {"copy": torch.clone, "module": module(row).eval()}
         if row.kept:
             found[row.name]["kept"] = resolve(row.kept)()
         if row.name in EAGER:
-            found[row.name]["eager"] = EAGER[row.name]
+            found[row.name]["eager"] = Eager(row)
     return found
 
 
@@ -85,7 +149,9 @@ def measure(functions: dict[str, Function], elements: int, rounds: int) -> dict[
             times[name]["forward"].append(_forward(function, x))
             times[name]["both"].append(_both(function, leaf))
     return {  # the first two rounds fill caches and pools of memory
-        name: {part: np.quantile(np.array(t[2:]) * 1e3, [0.25, 0.5, 0.75]).round(4).tolist() for part, t in parts.items()}
+        name: {
+            part: np.quantile(np.array(t[2:]) * 1e3, [0.25, 0.5, 0.75]).round(4).tolist() for part, t in parts.items()
+        }
         for name, parts in times.items()
     }
 
@@ -97,6 +163,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="rows to time; nothing is written then")
     parser.add_argument("--costs", action="store_true", help="write the costs that the package ships")
     chosen = parser.parse_args()
+    if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEPS_MEMORY})
     torch.set_num_threads(1)
     rows: dict[str, Any] = {}
     print(f"{'':24}{'over a copy: forward, both':>34}{'over eager: forward, both':>30}")
@@ -129,7 +197,9 @@ def main() -> None:
     RESULTS.write_text(json.dumps({**past, key: {**about, "milliseconds": rows}}, indent=1) + "\n")
     if chosen.costs:
         relative = {
-            name: {part: round(found["module"][part][1] / found["copy"]["forward"][1], 2) for part in ("forward", "both")}
+            name: {
+                part: round(found["module"][part][1] / found["copy"]["forward"][1], 2) for part in ("forward", "both")
+            }
             for name, found in rows.items()
         }
         where = Path(str(files("relume").joinpath("data/costs.json")))
@@ -140,7 +210,9 @@ def _processor() -> str:
     """The processor's name, where the system tells it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 if __name__ == "__main__":

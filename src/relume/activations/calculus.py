@@ -12,6 +12,7 @@ from relume.activations.primitives import (
     above,
     absolute,
     below,
+    choose,
     clip,
     erfc,
     exp,
@@ -19,6 +20,8 @@ from relume.activations.primitives import (
     maximum,
     minimum,
     rounded,
+    square,
+    tanh,
 )
 
 SELU_SCALE = 1.0507009873554804934193349852946
@@ -73,6 +76,13 @@ def silu_slope(x: Any) -> Any:
     """The derivative of silu."""
     x = cut(x)
     return expit(x) + x * logistic_slope(x)
+
+
+def tanh_shrink(x: Any) -> Any:
+    """x - tanh(x), near 0 by Lambert's continued fraction of tanh, where the difference would lose its digits."""
+    z = square(clip(x, -1.0, 1.0))
+    q = z / (3 + z / (5 + z / (7 + z / (9 + z / (11 + z / (13 + z / 15))))))
+    return choose(x, absolute(x) < 1, x * (q / (1 + q)), x - tanh(x))
 
 
 def tanh_soft_relu(x: Any) -> Any:
@@ -150,11 +160,6 @@ def softsign(x: Any) -> Any:
     """x / (1 + |x|), with its limits at the ends."""
     x = cut(x)
     return x / (1 + absolute(x))
-
-
-def shrink(x: Any, width: Any) -> Any:
-    """x without its part in [-width, width]."""
-    return x - clip(x, -width, width)
 
 
 def bent_ends(x: Any, left: Any, left_slope: Any, right: Any, right_slope: Any) -> Any:

@@ -268,7 +268,7 @@ def _steepest(row: Activation, items: tuple[tuple[str, float], ...]) -> float:
         return inf
     x = _grid(row, arguments)
     found = [abs(tail.slope) for tail in tails if not math.isnan(tail.slope)]
-    for _ in range(3):  # each round looks closer around the steepest point of the one before
+    for _ in range(5):  # each round looks closer around the steepest point of the one before
         slopes = np.abs(row.slope(x, **arguments))
         top = int(np.argmax(slopes))
         found.append(float(slopes[top]))

@@ -2,7 +2,7 @@
 
 import math
 
-from relume.activations.calculus import bent_ends, cut, leaky, shrink
+from relume.activations.calculus import bent_ends, cut, leaky
 from relume.activations.primitives import (
     absolute,
     choose,
@@ -214,7 +214,7 @@ _STRAIGHT = (
         module="torch.nn.Softshrink",
         functions=("torch.nn.functional.softshrink",),
         tex=r"\mathrm{sign}(x) \max(0, |x| - \lambda)",
-        f=shrink,
+        f=lambda x, lambd: x - clip(x, -lambd, lambd),
         df=lambda x, lambd: step(absolute(x) - lambd),
         parameters={"lambd": Parameter(default=0.5, low=0.0)},
         left=lambda lambd: Tail(1.0, knee=-lambd),

@@ -99,7 +99,7 @@ _LOGISTIC = (
         functions=("torch.nn.functional.hardswish",),
         tex=r"x \min(\max(0, x + 3), 6) / 6",
         f=lambda x: cut_left(x) * (clip(x + 3, 0.0, 6.0) / 6),
-        df=lambda x: (clip(x, -3.0, 3.0) / 3 + 0.5) * step(x + 3) * (1 - step(x - 3)) + step(x - 3),
+        df=lambda x: (clip(x, -3.0, 3.0) / 3 + 0.5) * step(x + 3) * step(3 - x) + (1 - step(3 - x)),
         left=Tail(0.0, knee=-3.0),
         right=Tail(1.0, knee=3.0),
         kinks=(-3.0, 3.0),
@@ -128,7 +128,7 @@ _LOGISTIC = (
         module="relume.nn.APTx",
         tex=r"(\alpha + \tanh(\beta x)) \gamma x",
         f=lambda x, alpha, beta, gamma: (
-            cut_left(x) * (2 * gamma * expit(2 * beta * x)) + (gamma * (alpha - 1) * x if alpha != 1 else 0.0)
+            (cut_left(x) if alpha == 1 else x) * (gamma * (alpha - 1 + 2 * expit(2 * beta * x)))
         ),
         df=lambda x, alpha, beta, gamma: gamma * (alpha - 1 + 2 * silu_slope(2 * beta * x)),
         parameters={
@@ -305,7 +305,7 @@ _OTHERS = (
         name="lisht",
         module="relume.nn.LiSHT",
         tex=r"x \tanh x",
-        f=lambda x: cut(x) * tanh(x),
+        f=lambda x: x * tanh(x),
         df=lambda x: tanh(x) + cut(x) * (4 * logistic_slope(2 * x)),
         left=Tail(-1.0),
         right=Tail(1.0),

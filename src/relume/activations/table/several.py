@@ -136,6 +136,7 @@ SEVERAL = (
         right=Tail(0.0),
         range=(0.0, 1.0),
         monotone=False,
+        ulps=100.0,  # the difference is rounded before it becomes an exponent
         when="For attention weights and class probabilities; in a loss take log_softmax or cross entropy on logits.",
         paper="Bridle 1990, Probabilistic interpretation of feedforward classification network outputs, NATO ASI F68",
     ),
@@ -152,6 +153,7 @@ SEVERAL = (
         right=Tail(0.0),
         range=(0.0, 1.0),
         monotone=True,
+        ulps=100.0,  # the difference is rounded before it becomes an exponent
         when="For weights that favour the smallest of several costs or distances.",
         paper="Bridle 1990, Probabilistic interpretation of feedforward classification network outputs, NATO ASI F68",
     ),
@@ -173,6 +175,7 @@ SEVERAL = (
         right=Tail(math.sqrt(2)),
         range=(-math.inf, 0.0),
         monotone=False,
+        ulps=100.0,  # the difference is rounded before it becomes an exponent
         when="For log probabilities in front of a likelihood loss.",
         paper="Bridle 1990, Probabilistic interpretation of feedforward classification network outputs, NATO ASI F68",
     ),

@@ -2,7 +2,7 @@
 
 import math
 
-from relume.activations.calculus import SELU_ALPHA, SELU_SCALE, cut, expit, soft_relu
+from relume.activations.calculus import SELU_ALPHA, SELU_SCALE, cut, expit, soft_relu, tanh_shrink
 from relume.activations.primitives import (
     above,
     absolute,
@@ -225,7 +225,7 @@ SMOOTH = (
         module="torch.nn.Tanhshrink",
         functions=("torch.nn.functional.tanhshrink",),
         tex=r"x - \tanh x",
-        f=lambda x: x - tanh(x),
+        f=tanh_shrink,
         df=lambda x: square(tanh(x)),
         left=Tail(1.0),
         right=Tail(1.0),
