@@ -10,16 +10,19 @@ from relume.errors import RelumeError
 if TYPE_CHECKING:
     from relume.activations import activation, activations
     from relume.checkup import checkup, diagnose
+    from relume.forecast import forecast
     from relume.heal import heal
     from relume.journal import read_journal
     from relume.remedies import treat
     from relume.report import Healed, Report, Trial
+    from relume.report.forecast import Forecast
     from relume.sites import find_sites
     from relume.training import Training
     from relume.trial import compare, trial
     from relume.watch import watch
 
 __all__ = [
+    "Forecast",
     "Healed",
     "RelumeError",
     "Report",
@@ -31,6 +34,7 @@ __all__ = [
     "compare",
     "diagnose",
     "find_sites",
+    "forecast",
     "heal",
     "read_journal",
     "treat",
@@ -40,6 +44,7 @@ __all__ = [
 
 # Where the names live; imported on first use, so that `import relume` and `relume --help` load no torch.
 _HOMES = {
+    "Forecast": "relume.report.forecast",
     "Healed": "relume.report",
     "Report": "relume.report",
     "Training": "relume.training",
@@ -50,6 +55,7 @@ _HOMES = {
     "compare": "relume.trial",
     "diagnose": "relume.checkup",
     "find_sites": "relume.sites",
+    "forecast": "relume.forecast",
     "heal": "relume.heal",
     "read_journal": "relume.journal",
     "treat": "relume.remedies",
