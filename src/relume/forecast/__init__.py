@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from relume.errors import RelumeError
 from relume.forecast.tape import Layer, Tape
 from relume.nested import call, tensors
 from relume.randomness import seed_all
-from relume.report.forecast import Forecast, LayerForecast, because, hidden, is_off
+from relume.report.forecast import Forecast, LayerForecast, because_of, hidden, is_off
 from relume.report.history import function_name
 from relume.sites import undisturbed
 from relume.symptoms.record import GRADIENT_RATIO
@@ -63,7 +64,9 @@ def forecast(model: nn.Module, example_input: Any) -> Forecast:
             try:
                 output = call(model, example)
             except Exception as error:  # whatever the model raises: what came before is foreseen all the same
-                failure = f"{tape.ended_without or 'the model'}: the forward pass fails ({type(error).__name__}: {_first_line(error)})"
+                said = (str(error).strip().splitlines() or ["without a message"])[0]
+                where = tape.ended_without or "the model"
+                failure = f"{where}: the forward pass fails ({type(error).__name__}: {said})"
             squares = tape.gradients(output)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -81,7 +84,7 @@ def forecast(model: nn.Module, example_input: Any) -> Forecast:
     ratio = _ratio(layers)
     mends = _mends(tape.layers, layers, ratio)
     layers = tuple(replace(layer, scale=mends.scales.get(i, 1.0)) for i, layer in enumerate(layers))
-    wrong = because(layers, ratio)
+    wrong = because_of(layers, ratio)
     return Forecast(
         layers=layers,
         gradient_ratio=ratio,
@@ -102,10 +105,6 @@ def _probes(example: Any) -> int:
     """Many for vectors, few for images, where each probe has many positions."""
     size = max((t[0].numel() for t in tensors(example) if t.dim() and len(t)), default=1)
     return max(FEWEST_PROBES, min(MOST_PROBES, PROBED_VALUES // max(1, size)))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["without a message"])[0]
 
 
 def _layers(seen: Sequence[Layer], squares: Sequence[float | None]) -> tuple[LayerForecast, ...]:
@@ -170,7 +169,7 @@ def _mends(seen: Sequence[Layer], layers: Sequence[LayerForecast], ratio: float 
         return _Mends(scales={}, chain=chain)
     scales: dict[int, float] = {}
     q = seen[0].q
-    for i, (before, after) in enumerate(zip(seen, seen[1:], strict=False)):
+    for i, (before, after) in enumerate(pairwise(seen)):
         factor = layers[i].factor
         if not factor or not after.activation or not before.q > 0 or not math.isfinite(after.q):
             break  # the last layer's own shape decides what arrives behind it

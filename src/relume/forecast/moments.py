@@ -69,9 +69,9 @@ def spread(mean: Tensor, variance: Tensor, like: Tensor) -> Tensor:
 def normal_means(
     row: Activation, parameters: Mapping[str, float], mean: NDArray[np.float64], variance: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], ...]:
-    """E[f(z)], E[f(z)^2], E[f'(z)] and E[f'(z)^2] for z ~ N(mean, variance), unit by unit; a variance of 0 gives the values.
+    """E[f(z)], E[f(z)^2], E[f'(z)] and E[f'(z)^2] for z ~ N(mean, variance), unit by unit.
 
-    Gauss-Legendre panels, split for each unit at the kinks of the function.
+    A variance of 0 gives the values at the mean. Gauss-Legendre panels, split for each unit at the kinks of the function.
     """
     arguments = row.arguments(**parameters)
     width = np.sqrt(np.maximum(variance, 0.0))

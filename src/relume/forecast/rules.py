@@ -105,24 +105,50 @@ def _normalised(
     bias: Any,
     centred: bool = True,
     constants: tuple[Tensor, Tensor] | None = None,
+    values: Tensor | None = None,
 ) -> State:
-    """Divide by the root of what the dimensions `over` hold; `count` values go into each such number."""
+    """Divide by the root of what the dimensions `over` hold; `count` values go into each such number.
+
+    `constants` are a mean and variance known beforehand, `values` the example's own where each sample has its own.
+    """
+    probe = state.probe
     if constants is not None:
-        centre, spread, kept = constants[0], constants[1], 1.0
+        centre, power = constants
     else:
         centre = state.mean.mean(over, keepdim=True) if centred else torch.zeros_like(state.mean)
-        spread = state.second.mean(over, keepdim=True) - centre.square()
-        # The gradient loses its component along the mean, and along the signal: one of `count` each.
-        kept = max(0.0, 1 - (2 if centred else 1) / count)
-    gain = (1.0 if weight is None else weight) / (spread + eps).sqrt()
+        power = state.second.mean(over, keepdim=True) - centre.square()
+        if values is not None and len(values) > 1:
+            # Samples differ in size, and it is the small ones that normalisation enlarges.
+            power = _power(values.detach().double(), over, eps, centred)
+        probe = _projected(probe, state, over, count, centred)
+    gain = (1.0 if weight is None else weight) / (power + eps).sqrt()
     return replace(
         state,
         mean=(state.mean - centre) * gain + (0.0 if bias is None else bias),
         variance=state.variance * gain**2,
-        probe=state.probe * gain * math.sqrt(kept),
+        probe=probe * gain,
         plain=False,
         applied=None,
     )
+
+
+def _power(values: Tensor, over: tuple[int, ...], eps: float, centred: bool) -> Tensor:
+    """The variance (or mean square) over dimensions of each sample, in the mean that gains of 1 / sqrt see."""
+    each = values.var(over, correction=0, keepdim=True) if centred else values.square().mean(over, keepdim=True)
+    return 1 / (1 / (each + eps)).mean(0, keepdim=True) - eps
+
+
+def _projected(probe: Tensor, state: State, over: tuple[int, ...], count: int, centred: bool) -> Tensor:
+    """What normalisation takes from the gradient: its parts along the mean and along the signal."""
+    signal = spread(state.mean, state.variance, probe)
+    seen = math.prod(probe.shape[d] for d in over)
+    parts = 1
+    if centred:
+        signal, probe, parts = signal - signal.mean(over, keepdim=True), probe - probe.mean(over, keepdim=True), 2
+    signal = signal / signal.square().mean(over, keepdim=True).sqrt().clamp_min(torch.finfo(signal.dtype).tiny)
+    probe = probe - signal * (signal * probe).mean(over, keepdim=True)
+    # Each part is one of `count` in the network, and one of `seen` here, where probes stand for the batch.
+    return probe * math.sqrt(max(0.0, 1 - parts / count) / max(1 - parts / seen, 1 / seen))
 
 
 def _per_channel(value: Any, dims: int) -> Any:
@@ -159,9 +185,10 @@ def layer_norm(op: Operation) -> State | None:
     weight, bias = (None if (v := given.get(k)) is None else v.detach().double() for k in ("weight", "bias"))
     eps = given.get("eps") or (1e-5 if centred else torch.finfo(op.result.dtype).eps)
     over = tuple(range(-len(shape), 0))
-    return _normalised(
-        state, over, count=math.prod(shape), eps=eps, weight=weight, bias=bias, centred=centred
+    out = _normalised(
+        state, over, count=math.prod(shape), eps=eps, weight=weight, bias=bias, centred=centred, values=op.args[0]
     )  # fmt: skip
+    return _seen(op, out) if len(op.result) > 1 else out
 
 
 def group_norm(op: Operation) -> State | None:
@@ -180,10 +207,19 @@ def group_norm(op: Operation) -> State | None:
     shape = state.mean.shape
     apart = _mapped(state, lambda x: x.reshape(len(x), groups, -1))
     eps = given.get("eps", 1e-5)
-    out = _normalised(apart, (2,), count=apart.mean.shape[2], eps=eps, weight=None, bias=None)
+    out = _normalised(
+        apart,
+        (2,),
+        count=apart.mean.shape[2],
+        eps=eps,
+        weight=None,
+        bias=None,
+        values=op.args[0].reshape(len(op.args[0]), groups, -1),
+    )
     out = _mapped(out, lambda x: x.reshape(len(x), *shape[1:]))
     weight, bias = (_per_channel(given.get(k), len(shape)) for k in ("weight", "bias"))
-    return out if weight is None else _scaled(out, weight, 0.0 if bias is None else bias)
+    out = out if weight is None else _scaled(out, weight, 0.0 if bias is None else bias)
+    return _seen(op, out) if len(op.result) > 1 else out
 
 
 # Arithmetic ---------------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ class Layer:
 
 
 class Tape(Trace):
-    """A trace that carries means, variances and gradient probes of the gradient along; `layers` says what came of it."""
+    """A trace that carries means, variances and probes of the gradient along; `layers` says what came of it."""
 
     def __init__(self, model: nn.Module, probes: int) -> None:
         super().__init__(model)
@@ -126,9 +126,8 @@ class Tape(Trace):
             for result, state in zip(results, states, strict=True):
                 if state is None:
                     continue
-                if op.name in LAYERS and call is None:
-                    state = self._weigh(op, known, state)
-                self._keep(result, state)
+                is_layer = op.name in LAYERS and call is None
+                self._keep(result, self._weigh(op, known, state) if is_layer else state)
 
     def _unseen_input(self, op: Operation) -> Operation:
         """A layer reads what was not followed: take it as a new input."""

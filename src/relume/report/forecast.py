@@ -129,7 +129,7 @@ def _two_sided(layer: LayerForecast) -> bool:
     return all(tail.slope == 0 for tail in activation(layer.activation or "identity").tails())
 
 
-def because(layers: Sequence[LayerForecast], ratio: float | None) -> tuple[str, ...]:
+def because_of(layers: Sequence[LayerForecast], ratio: float | None) -> tuple[str, ...]:
     """What is wrong, one sentence each, gravest first."""
     inner = hidden(layers)
     found: list[str] = []
@@ -142,18 +142,25 @@ def because(layers: Sequence[LayerForecast], ratio: float | None) -> tuple[str, 
             f"The gradient at {layer_name(inner[0].name)} is {number(ratio)} times that at "
             f"{layer_name(inner[-1].name)}: a factor of {number(per_layer, 3)} a layer on average."
         )
-    for layer in inner:
-        if (layer.dead_share or 0.0) >= max(BORN_EXCESS, 1.5 / layer.units):
-            found.append(
-                f"{percent(layer.dead_share or 0.0)} of the {count(layer.units, 'unit')} of {layer_name(layer.name)} "
-                f"will be silent on {ENOUGH_SAMPLES:,} samples."
-            )
-        if (layer.saturated_share or 0.0) >= DEAD_OF_SITE and _two_sided(layer):
-            found.append(
-                f"{percent(layer.saturated_share or 0.0)} of the values of {layer_name(layer.name)} lie where "
-                f"{function_name(layer.activation or '')} is flat."
-            )
+    dead = [layer for layer in inner if (layer.dead_share or 0.0) >= max(BORN_EXCESS, 1.5 / layer.units)]
+    if dead:
+        worst = max(dead, key=lambda layer: layer.dead_share or 0.0)
+        found.append(
+            f"{percent(worst.dead_share or 0.0)} of the {count(worst.units, 'unit')} of {layer_name(worst.name)} will be "
+            f"silent on {ENOUGH_SAMPLES:,} samples{_others(len(dead), len(inner))}."
+        )
+    saturated = [layer for layer in inner if (layer.saturated_share or 0.0) >= DEAD_OF_SITE and _two_sided(layer)]
+    if saturated:
+        worst = max(saturated, key=lambda layer: layer.saturated_share or 0.0)
+        found.append(
+            f"{percent(worst.saturated_share or 0.0)} of the values of {layer_name(worst.name)} lie where "
+            f"{function_name(worst.activation or '')} is flat{_others(len(saturated), len(inner))}."
+        )
     return tuple(found)
+
+
+def _others(ill: int, layers: int) -> str:
+    return f", the worst of {ill} such layers among {layers}" if ill > 1 else ""
 
 
 def is_off(factor: float | None, depth: int) -> bool:
