@@ -37,12 +37,17 @@ class State:
     layer: int = -1  # the last layer it came through
     open: bool = False  # that layer has met no activation yet
     plain: bool = True  # nothing but activations, pooling and moves since then: no sum of branches, no normalisation
+    draw: Tensor | None = None  # deviations from the mean, one a probe, that its slopes were read at: sums keep them
     applied: tuple[Any, ...] | None = None  # the activation whose output this is: function, arguments, state before it
 
     @property
     def second(self) -> Tensor:
         """The mean square."""
         return self.variance + self.mean**2
+
+    def drawn(self, like: Tensor) -> Tensor:
+        """Its deviations, or fresh ones for the elements of `like`."""
+        return self.draw if self.draw is not None else self.variance.clamp_min(0.0).sqrt() * torch.randn_like(like)
 
 
 def state_of(value: Tensor, probes: int, *, around: Tensor | None = None, raw: bool = False) -> State:
@@ -68,10 +73,10 @@ def spread(mean: Tensor, variance: Tensor, like: Tensor) -> Tensor:
 
 def normal_means(
     row: Activation, parameters: Mapping[str, float], mean: NDArray[np.float64], variance: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], ...]:
-    """E[f(z)], E[f(z)^2], E[f'(z)] and E[f'(z)^2] for z ~ N(mean, variance), unit by unit.
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """E[f(z)] and E[f(z)^2] for z ~ N(mean, variance), unit by unit.
 
-    A variance of 0 gives the values at the mean. Gauss-Legendre panels, split for each unit at the kinks of the function.
+    A variance of 0 gives the values at the mean. Gauss-Legendre panels, split for each unit at the function's kinks.
     """
     arguments = row.arguments(**parameters)
     width = np.sqrt(np.maximum(variance, 0.0))
@@ -83,8 +88,8 @@ def normal_means(
     z, weight = _panels(edges, _NODES)
     x = centre + width[:, None] * z
     with np.errstate(over="ignore", invalid="ignore"):
-        y, slope = row.value(x, **arguments), row.slope(x, **arguments)
-        return tuple((weight * g).sum(1) for g in (y, y * y, slope, slope * slope))
+        y = row.value(x, **arguments)
+        return (weight * y).sum(1), (weight * y * y).sum(1)
 
 
 def share_beyond(edges: tuple[float, float], mean: NDArray[np.float64], variance: NDArray[np.float64]) -> Any:

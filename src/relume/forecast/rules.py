@@ -81,9 +81,9 @@ def weighted(op: Operation) -> State | None:
     mean, probe = op.replay("mean"), without_bias("probe", lambda value: value)
     if state.raw or len(op.result) > 1:
         at_bias = mean - without_bias("mean", lambda value: value)
-        return _seen(op, replace(state, mean=at_bias, probe=probe, raw=False, applied=None))
+        return _seen(op, replace(state, mean=at_bias, probe=probe, raw=False, applied=None, draw=None))
     variance = without_bias("variance", torch.square)
-    return replace(state, mean=mean, variance=variance, probe=probe, applied=None)
+    return replace(state, mean=mean, variance=variance, probe=probe, applied=None, draw=None)
 
 
 def _seen(op: Operation, state: State) -> State:
@@ -129,6 +129,7 @@ def _normalised(
         probe=probe * gain,
         plain=False,
         applied=None,
+        draw=None,
     )
 
 
@@ -162,7 +163,7 @@ def batch_norm(op: Operation) -> State | None:
     if state is None:
         return None
     running = [_per_channel(given.get(name), dims) for name in ("running_mean", "running_var")]
-    fixed = not given.get("training", False) and running[0] is not None
+    fixed = not given.get("training", False)
     return _normalised(
         state,
         (0, *range(2, dims)),
@@ -170,7 +171,7 @@ def batch_norm(op: Operation) -> State | None:
         eps=given.get("eps", 1e-5),
         weight=_per_channel(given.get("weight"), dims),
         bias=_per_channel(given.get("bias"), dims),
-        constants=(running[0], running[1]) if fixed else None,
+        constants=(running[0], running[1]) if fixed and running[0] is not None and running[1] is not None else None,
     )
 
 
@@ -227,7 +228,12 @@ def group_norm(op: Operation) -> State | None:
 
 def _scaled(state: State, by: Any, shift: Any = 0.0) -> State:
     return replace(
-        state, mean=state.mean * by + shift, variance=state.variance * by**2, probe=state.probe * by, applied=None
+        state,
+        mean=state.mean * by + shift,
+        variance=state.variance * by**2,
+        probe=state.probe * by,
+        applied=None,
+        draw=None,
     )
 
 
@@ -260,8 +266,13 @@ def add(op: Operation) -> State | None:
             raw=first.raw and second.raw,
             plain=False,
             applied=None,
+            draw=None,
         )
-        return _seen(op, added) if len(op.result) > 1 else added
+        out = _seen(op, added) if len(op.result) > 1 else added
+        if first.draw is None and second.draw is None:
+            return out
+        draw = first.drawn(added.probe) + sign * second.drawn(added.probe)
+        return replace(out, draw=draw * (out.variance / added.variance.clamp_min(1e-300)).sqrt())
     state, other = (first, b) if first is not None else (second, a)
     constant = _constant(op, other)
     if state is None or constant is None:
@@ -289,6 +300,7 @@ def multiply(op: Operation) -> State | None:
             raw=False,
             plain=False,
             applied=None,
+            draw=None,
         )
     state, other = (first, b) if first is not None else (second, a)
     constant = _constant(op, other)
@@ -312,14 +324,16 @@ def dropout(op: Operation) -> State | None:
         return None
     kept = 1 / (1 - rate)
     probe = nn.functional.dropout(state.probe, rate)
-    return replace(state, variance=state.second * kept - state.mean.square(), probe=probe, applied=None)
+    return replace(state, variance=state.second * kept - state.mean.square(), probe=probe, applied=None, draw=None)
 
 
 # Moving and averaging -----------------------------------------------------------------------------------------------
 
 
 def _mapped(state: State, move: Callable[[Tensor], Tensor]) -> State:
-    return replace(state, mean=move(state.mean), variance=move(state.variance), probe=move(state.probe), applied=None)
+    return replace(
+        state, mean=move(state.mean), variance=move(state.variance), probe=move(state.probe), applied=None, draw=None
+    )
 
 
 def moved(op: Operation) -> State | list[State] | None:
@@ -331,7 +345,7 @@ def moved(op: Operation) -> State | list[State] | None:
     raw = all(state.raw for state in known)
 
     def joined(mean: Tensor, variance: Tensor, probe: Tensor) -> State:
-        return replace(last, mean=mean, variance=variance, probe=probe, raw=raw, plain=plain, applied=None)
+        return replace(last, mean=mean, variance=variance, probe=probe, raw=raw, plain=plain, applied=None, draw=None)
 
     if isinstance(parts[0], Tensor):
         return joined(*parts)
@@ -379,7 +393,7 @@ def averaged(op: Operation) -> State | None:
     else:
         count = state.mean.numel() / mean.numel()
     return replace(
-        state, mean=mean, variance=op.replay("variance") / count, probe=op.replay("probe"), applied=None
+        state, mean=mean, variance=op.replay("variance") / count, probe=op.replay("probe"), applied=None, draw=None
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from relume.activations import ACTIVATIONS
-from relume.forecast.moments import State, normal_means, share_beyond, spread, state_of
+from relume.forecast.moments import State, normal_means, share_beyond, state_of
 from relume.forecast.rules import LAYERS, RULES, Operation
 from relume.nested import tensors
 from relume.probe import FLAT_SLOPE
@@ -186,7 +186,7 @@ class Tape(Trace):
             mean = centre
         flat_mean, flat_variance = mean.reshape(-1).cpu().numpy(), variance.reshape(-1).cpu().numpy()
         parts = normal_means(row, site.parameters, flat_mean, flat_variance)
-        first, second, slope, slope2 = (torch.as_tensor(p, device=mean.device).reshape(mean.shape) for p in parts)
+        first, second = (torch.as_tensor(p, device=mean.device).reshape(mean.shape) for p in parts)
         if state.open:
             layer = self.layers[state.layer]
             layer.activation, layer.parameters, layer.normalised = site.activation, site.parameters, site.normalised
@@ -200,11 +200,21 @@ class Tape(Trace):
                 layer.dead_share = float((by_unit(row.flat_edges(0.0, **site.parameters)) ** ENOUGH_SAMPLES).mean())
             if row.saturates:
                 layer.saturated_share = float(by_unit(row.flat_edges(FLAT_SLOPE, **site.parameters)).mean())
+        # Where a branch was added to what an activation let through, its deviations are still in the sum.
+        drawn = replace(state, mean=mean, variance=variance) if state.draw is None else state
+        z = (drawn.mean + drawn.drawn(state.probe)).detach()
+        points = z.reshape(-1).cpu().numpy()
+        with np.errstate(over="ignore", invalid="ignore"):
+            value, slope = (
+                torch.as_tensor(g(points, **site.parameters), device=z.device).reshape(z.shape)
+                for g in (row.value, row.slope)
+            )
         return replace(
             state,
             mean=first.expand(shape),
             variance=(second - first.square()).clamp_min(0.0).expand(shape),
-            probe=state.probe * spread(slope, slope2 - slope.square(), state.probe),
+            probe=state.probe * slope,
+            draw=value - first,
             raw=False,
             open=False,
             applied=(op.func, op.args, dict(op.kwargs), state),

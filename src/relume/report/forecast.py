@@ -146,8 +146,8 @@ def because_of(layers: Sequence[LayerForecast], ratio: float | None) -> tuple[st
     if dead:
         worst = max(dead, key=lambda layer: layer.dead_share or 0.0)
         found.append(
-            f"{percent(worst.dead_share or 0.0)} of the {count(worst.units, 'unit')} of {layer_name(worst.name)} will be "
-            f"silent on {ENOUGH_SAMPLES:,} samples{_others(len(dead), len(inner))}."
+            f"{percent(worst.dead_share or 0.0)} of the {count(worst.units, 'unit')} of {layer_name(worst.name)} will "
+            f"be silent on {ENOUGH_SAMPLES:,} samples{_others(len(dead), len(inner))}."
         )
     saturated = [layer for layer in inner if (layer.saturated_share or 0.0) >= DEAD_OF_SITE and _two_sided(layer)]
     if saturated:
