@@ -179,7 +179,7 @@ def _mends(seen: Sequence[Layer], layers: Sequence[LayerForecast], ratio: float 
             was, now = moments(row, before.q, **numbers), moments(row, q, **numbers)
             slope, second = now.slope_second / was.slope_second, now.second / was.second
         scale2 = 1 / (factor**2 * slope)
-        q = scale2 * after.q * second
+        q = scale2 * max(0.0, after.q - after.bias) * second + after.bias
         if not 1 / GRADIENT_RATIO < q / seen[0].q < GRADIENT_RATIO:
             return _Mends(scales={}, chain=True, hopeless=before.activation or "")
         scales[i + 1] = math.sqrt(scale2)

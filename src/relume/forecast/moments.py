@@ -37,7 +37,7 @@ class State:
     layer: int = -1  # the last layer it came through
     open: bool = False  # that layer has met no activation yet
     plain: bool = True  # nothing but activations, pooling and moves since then: no sum of branches, no normalisation
-    draw: Tensor | None = None  # deviations from the mean, one a probe, that its slopes were read at: sums keep them
+    draw: Tensor | None = None  # values, one a probe, that go with the slopes before it: sums of branches keep them
     applied: tuple[Any, ...] | None = None  # the activation whose output this is: function, arguments, state before it
 
     @property
@@ -46,8 +46,8 @@ class State:
         return self.variance + self.mean**2
 
     def drawn(self, like: Tensor) -> Tensor:
-        """Its deviations, or fresh ones for the elements of `like`."""
-        return self.draw if self.draw is not None else self.variance.clamp_min(0.0).sqrt() * torch.randn_like(like)
+        """Its values, or fresh ones for the elements of `like`."""
+        return self.draw if self.draw is not None else spread(self.mean, self.variance, like)
 
 
 def state_of(value: Tensor, probes: int, *, around: Tensor | None = None, raw: bool = False) -> State:

@@ -271,8 +271,7 @@ def add(op: Operation) -> State | None:
         out = _seen(op, added) if len(op.result) > 1 else added
         if first.draw is None and second.draw is None:
             return out
-        draw = first.drawn(added.probe) + sign * second.drawn(added.probe)
-        return replace(out, draw=draw * (out.variance / added.variance.clamp_min(1e-300)).sqrt())
+        return replace(out, draw=first.drawn(added.probe) + sign * second.drawn(added.probe))
     state, other = (first, b) if first is not None else (second, a)
     constant = _constant(op, other)
     if state is None or constant is None:

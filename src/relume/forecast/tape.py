@@ -33,6 +33,7 @@ class Layer:
     kind: str
     units: int
     gain: float  # root of fan-in times the mean square of the weights
+    bias: float  # mean square of the biases
     state: State  # of its output
     source: int  # the layer before it, -1 for the input
     plain: bool  # nothing but activations, pooling and moves lies between the two
@@ -147,6 +148,7 @@ class Tape(Trace):
         weight = constants[-1] if op.name == "addmm" and constants else constants[0] if constants else None
         if weight is None or len(known) != 1:
             return state
+        bias = next((t for t in tensors((op.args, op.kwargs)) if self.state(t) is None and t.dim() == 1), None)
         parameter = self._parameters.get(id(weight), "")
         path = self._path[-1][0] if self._path else ""
         base = parameter.removesuffix(".weight") or path or op.name
@@ -162,6 +164,7 @@ class Tape(Trace):
                 kind=op.name,
                 units=op.result.shape[axis],
                 gain=math.sqrt(fan_in * float(weight.detach().double().square().mean())),
+                bias=0.0 if bias is None else float(bias.detach().double().square().mean()),
                 state=state,
                 source=known[0].layer,
                 plain=known[0].plain,
@@ -198,11 +201,11 @@ class Tape(Trace):
 
             if row.can_die:
                 layer.dead_share = float((by_unit(row.flat_edges(0.0, **site.parameters)) ** ENOUGH_SAMPLES).mean())
-            if row.saturates:
+            if all(tail.slope == 0 for tail in row.tails(**site.parameters)):
                 layer.saturated_share = float(by_unit(row.flat_edges(FLAT_SLOPE, **site.parameters)).mean())
-        # Where a branch was added to what an activation let through, its deviations are still in the sum.
+        # Where a branch was added to what an activation let through, its values are still in the sum.
         drawn = replace(state, mean=mean, variance=variance) if state.draw is None else state
-        z = (drawn.mean + drawn.drawn(state.probe)).detach()
+        z = drawn.drawn(state.probe).detach()
         points = z.reshape(-1).cpu().numpy()
         with np.errstate(over="ignore", invalid="ignore"):
             value, slope = (
@@ -214,7 +217,7 @@ class Tape(Trace):
             mean=first.expand(shape),
             variance=(second - first.square()).clamp_min(0.0).expand(shape),
             probe=state.probe * slope,
-            draw=value - first,
+            draw=value,
             raw=False,
             open=False,
             applied=(op.func, op.args, dict(op.kwargs), state),

@@ -21,7 +21,7 @@ from relume.report.words import joined
 from relume.symptoms.record import BORN_EXCESS, DEAD_OF_SITE, ENOUGH_SAMPLES, FEWEST_SITES, GRADIENT_RATIO
 
 WIDTH = 100  # of plain text
-LIKE = 0.1  # relative: neighbouring rows of the text that differ by less are shown as one
+LIKE = 0.15  # relative: neighbouring rows of the text that differ by less are shown as one
 GAINS = {math.sqrt(1 / 3): "PyTorch's default", 1.0: "Xavier's", math.sqrt(2): "He's"}  # root of fan-in * mean square
 NEAR_GAIN = 0.05  # relative: a drawn weight matrix is as far from its distribution
 
@@ -39,7 +39,7 @@ class LayerForecast:
     gradient: float | None  # rms of the gradient, relative to the last layer's; None where none arrives
     factor: float | None  # gradient here over that at the next layer
     dead_share: float | None  # of units that are silent on 1000 samples; None where the function cannot die
-    saturated_share: float | None  # of values on a flat end; None where the function has none
+    saturated_share: float | None  # of values on a flat end; None where not both ends are flat
     off_critical: bool  # that factor, at every layer of this network, would carry the gradient out of bounds
     scale: float = 1.0  # multiply the weights by this; 1 where that helps nothing, or nothing is wrong
     note: str = ""
@@ -114,19 +114,13 @@ def headline(forecast: Forecast) -> str:
     dead = [layer for layer in layers if (layer.dead_share or 0.0) >= DEAD_OF_SITE]
     if dead:
         return f"{percent(dead[0].dead_share or 0.0)} of the units of {layer_name(dead[0].name)} are born dead."
-    saturated = [layer for layer in layers if (layer.saturated_share or 0.0) >= DEAD_OF_SITE and _two_sided(layer)]
+    saturated = [layer for layer in layers if (layer.saturated_share or 0.0) >= DEAD_OF_SITE]
     if saturated:
         worst = max(saturated, key=lambda layer: layer.saturated_share or 0.0)
         return f"{percent(worst.saturated_share or 0.0)} of the values of {layer_name(worst.name)} are saturated."
     if depth == 1:
         return f"Nothing stands in the way of training {over}"
     return f"Gradients keep their size within a factor of {number(max(ratio, 1 / ratio))} {over}"
-
-
-def _two_sided(layer: LayerForecast) -> bool:
-    from relume.activations import activation
-
-    return all(tail.slope == 0 for tail in activation(layer.activation or "identity").tails())
 
 
 def because_of(layers: Sequence[LayerForecast], ratio: float | None) -> tuple[str, ...]:
@@ -149,7 +143,7 @@ def because_of(layers: Sequence[LayerForecast], ratio: float | None) -> tuple[st
             f"{percent(worst.dead_share or 0.0)} of the {count(worst.units, 'unit')} of {layer_name(worst.name)} will "
             f"be silent on {ENOUGH_SAMPLES:,} samples{_others(len(dead), len(inner))}."
         )
-    saturated = [layer for layer in inner if (layer.saturated_share or 0.0) >= DEAD_OF_SITE and _two_sided(layer)]
+    saturated = [layer for layer in inner if (layer.saturated_share or 0.0) >= DEAD_OF_SITE]
     if saturated:
         worst = max(saturated, key=lambda layer: layer.saturated_share or 0.0)
         found.append(
@@ -238,7 +232,7 @@ def render(forecast: Forecast, width: int) -> str:
     rows = [_HEAD, *(_cells(run) for run in _runs(forecast.layers))]
     # What is the same for all, or fits no more, is left out, the least telling column first.
     columns = [i for i in range(len(_HEAD)) if i < 5 or any(row[i] not in ("-", "0 %") for row in rows[1:])]
-    for spare in (2, 7, 6, 5):
+    for spare in (2, 6, 5, 7):
         widths = [max(len(row[i]) for row in rows) for i in columns]
         if sum(widths) + 2 * (len(widths) - 1) > width and spare in columns:
             columns.remove(spare)
