@@ -47,8 +47,8 @@ def drawn(model: nn.Module, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for part in model.modules():
-            if hasattr(part, "reset_parameters"):
-                part.reset_parameters()
+            if callable(reset := getattr(part, "reset_parameters", None)):
+                reset()
     return model
 
 
@@ -136,8 +136,8 @@ def test_a_convolutional_network_is_foreseen_within_ten_percent(name: str):
 def test_normalisation_by_batch_and_by_running_statistics(mode: str):
     """BatchNorm counts as it runs: by the batch in training, by its running statistics in evaluation."""
     model = drawn(nn.Sequential(*[p for _ in range(3) for p in (nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Tanh())]), 0)
-    model.append(nn.Linear(64, 10))
-    for part in model:
+    model = nn.Sequential(model, drawn(nn.Linear(64, 10), 1))
+    for part in model.modules():
         if isinstance(part, nn.BatchNorm1d):
             part.running_var.fill_(0.1)  # type: ignore[union-attr] - it tracks them
     model.train(mode == "training").double()
@@ -221,9 +221,9 @@ def test_dead_units_are_those_that_a_thousand_inputs_leave_silent():
     """Layer by layer, the share foreseen from 64 inputs is the share that 1000 fresh inputs never open."""
     model = mlp(nn.ReLU, 12, 256, seed=1)
     foreseen, h = forecast(model, noise(1, 64, 64)), noise(2, 1000, 64)
-    for layer, (linear, act) in zip(foreseen.layers, zip(model[::2], model[1::2], strict=False), strict=False):
-        h = act(linear(h))
-        assert layer.dead_share == pytest.approx(float((h.detach().amax(0) <= 0).double().mean()), abs=0.06)
+    for layer in foreseen.layers[:12]:
+        h = torch.relu(model.get_submodule(layer.name)(h))
+        assert layer.dead_share == pytest.approx(float((h.detach().amax(0) <= 0).double().mean()), abs=0.04)
 
 
 def test_a_bias_closes_its_units():
@@ -367,7 +367,7 @@ def test_a_branch_that_starts_at_zero_passes_no_gradient():
     model = residual(NOTHING)
     for part in model.modules():
         if isinstance(part, Residual):
-            nn.init.zeros_(part.branch[-1].weight)
+            nn.init.zeros_(next(part.branch[-1].parameters()))
     layers = {layer.name: layer for layer in forecast(drawn_first(model), noise(0, 64, 1, 8, 8)).layers}
     assert layers["2.branch.0"].gradient == 0.0
     assert (layers["0"].gradient or 0.0) > 0.0

@@ -37,6 +37,7 @@ class State:
     layer: int = -1  # the last layer it came through
     open: bool = False  # that layer has met no activation yet
     plain: bool = True  # nothing but activations, pooling and moves since then: no sum of branches, no normalisation
+    stretch: float = 0.0  # variance of the samples' length along the mean, over its square: this closes no unit
     draw: Tensor | None = None  # values, one a probe, that go with the slopes before it: sums of branches keep them
     applied: tuple[Any, ...] | None = None  # the activation whose output this is: function, arguments, state before it
 

@@ -55,6 +55,8 @@ class Operation:
         return self.func(*(swap(a) for a in self.args), **{k: swap(v) for k, v in self.kwargs.items()})
 
 
+_TINY = 1e-300  # below every mean square, and above 0
+
 # A rule gives the states of the results, or None where it does not speak of this call.
 Rule = Callable[[Operation], "State | list[State] | None"]
 
@@ -89,7 +91,9 @@ def weighted(op: Operation) -> State | None:
 def _seen(op: Operation, state: State) -> State:
     """Mean and variance as the example has them: how values hang together, squared weights cannot know."""
     seen = state_of(op.result, 1, around=state.mean)
-    return replace(state, mean=seen.mean, variance=seen.variance)
+    along = (op.result.detach().double() * seen.mean).flatten(1).sum(1) / seen.mean.square().sum().clamp_min(_TINY)
+    stretch = float(along.var()) if len(along) > 1 else 0.0
+    return replace(state, mean=seen.mean, variance=seen.variance, stretch=stretch)
 
 
 # Normalisation ------------------------------------------------------------------------------------------------------
@@ -127,6 +131,7 @@ def _normalised(
         mean=(state.mean - centre) * gain + (0.0 if bias is None else bias),
         variance=state.variance * gain**2,
         probe=probe * gain,
+        stretch=0.0,
         plain=False,
         applied=None,
         draw=None,

@@ -195,14 +195,21 @@ class Tape(Trace):
             layer.activation, layer.parameters, layer.normalised = site.activation, site.parameters, site.normalised
             layer.q = float(state.second.mean())
 
-            def by_unit(edges: tuple[float, float]) -> Any:
-                share = share_beyond(edges, flat_mean, flat_variance).reshape(tuple(mean.shape))
+            # Samples that are longer or shorter than the mean lie on the same side of 0 as it does.
+            across = np.maximum(flat_variance - state.stretch * flat_mean**2, 0.0)
+
+            def by_unit(edges: tuple[float, float], variance: Any) -> Any:
+                share = share_beyond(edges, flat_mean, variance).reshape(tuple(mean.shape))
                 return np.moveaxis(share, axis, 0).reshape(mean.shape[axis], -1).mean(1)
 
             if row.can_die:
-                layer.dead_share = float((by_unit(row.flat_edges(0.0, **site.parameters)) ** ENOUGH_SAMPLES).mean())
+                layer.dead_share = float(
+                    (by_unit(row.flat_edges(0.0, **site.parameters), across) ** ENOUGH_SAMPLES).mean()
+                )
             if all(tail.slope == 0 for tail in row.tails(**site.parameters)):
-                layer.saturated_share = float(by_unit(row.flat_edges(FLAT_SLOPE, **site.parameters)).mean())
+                layer.saturated_share = float(
+                    by_unit(row.flat_edges(FLAT_SLOPE, **site.parameters), flat_variance).mean()
+                )
         # Where a branch was added to what an activation let through, its values are still in the sum.
         drawn = replace(state, mean=mean, variance=variance) if state.draw is None else state
         z = drawn.drawn(state.probe).detach()
