@@ -10,17 +10,20 @@ from relume.errors import RelumeError
 if TYPE_CHECKING:
     from relume.activations import activation, activations
     from relume.checkup import checkup, diagnose
+    from relume.forecast import forecast
     from relume.heal import heal
     from relume.initialise import Initialised, init_
     from relume.journal import read_journal
     from relume.remedies import treat
     from relume.report import Healed, Report, Trial
+    from relume.report.forecast import Forecast
     from relume.sites import find_sites
     from relume.training import Training
     from relume.trial import compare, trial
     from relume.watch import watch
 
 __all__ = [
+    "Forecast",
     "Healed",
     "Initialised",
     "RelumeError",
@@ -33,6 +36,7 @@ __all__ = [
     "compare",
     "diagnose",
     "find_sites",
+    "forecast",
     "heal",
     "init_",
     "read_journal",
@@ -43,6 +47,7 @@ __all__ = [
 
 # Where the names live; imported on first use, so that `import relume` and `relume --help` load no torch.
 _HOMES = {
+    "Forecast": "relume.report.forecast",
     "Healed": "relume.report",
     "Initialised": "relume.initialise",
     "Report": "relume.report",
@@ -54,6 +59,7 @@ _HOMES = {
     "compare": "relume.trial",
     "diagnose": "relume.checkup",
     "find_sites": "relume.sites",
+    "forecast": "relume.forecast",
     "heal": "relume.heal",
     "init_": "relume.initialise",
     "read_journal": "relume.journal",

@@ -1,0 +1,207 @@
+"""Foresees what a network's initial weights do to signal and gradient, without any training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+from relume.activations import ACTIVATIONS
+from relume.errors import RelumeError
+from relume.forecast.tape import Layer, Tape
+from relume.nested import call, tensors
+from relume.randomness import seed_all
+from relume.report.forecast import Forecast, LayerForecast, because_of, hidden, is_off
+from relume.report.history import function_name
+from relume.sites import undisturbed
+from relume.symptoms.record import GRADIENT_RATIO
+from relume.theory import born_dead_chance, moments
+
+# A probe is one random gradient. Their noise is that of a backward pass of as many samples.
+FEWEST_PROBES, MOST_PROBES, PROBED_VALUES = 4, 64, 2**15
+
+__all__ = ["Forecast", "LayerForecast", "forecast"]
+
+
+def forecast(model: nn.Module, example_input: Any) -> Forecast:
+    """Foresee gradients, dead and saturated units of a network as it is, from its weights; nothing is trained.
+
+    `example_input` is what the model is called with: a tensor, a tuple or list of arguments, or a dict of keyword
+    arguments. It is passed forward once; 64 samples or more tell best what the data are like, one is enough. The model
+    runs in the mode it is in, and is left bit-identical. Gradients come from the network's own weights and from slopes
+    that each unit has on average, for random gradients at the output; no backward pass of the model is made.
+    Operations that the rules do not cover are measured where they stand, and listed. Where the model itself fails,
+    what came before is foreseen, and `not_modelled` says where it stopped.
+    Raises RelumeError where the example holds no floating point numbers and nothing could be followed.
+
+    Source: Poole et al. 2016, arXiv:1606.05340; Schoenholz et al. 2017, arXiv:1611.01232, with the network's own
+    weights in the place of their distribution.
+
+    >>> torch.manual_seed(0).initial_seed()
+    0
+    >>> layers = [part for _ in range(20) for part in (nn.Linear(64, 64), nn.Sigmoid())]
+    >>> foreseen = forecast(nn.Sequential(*layers), torch.randn(64, 64))
+    >>> foreseen.gradient_ratio < 1e-12
+    True
+    >>> print(str(foreseen).split("-fold")[1].splitlines()[0])
+     over 20 layers: sigmoid with weights of PyTorch's default scale.
+    """
+    example = _with_batch(example_input)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    output, failure = None, ""
+    tape = Tape(model, _probes(example))
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused call would hide a whole transformer layer
+    try:
+        with undisturbed(model), torch.no_grad(), tape:
+            seed_all(0)  # dropout and probes are drawn: two forecasts of one network are equal
+            for tensor in tensors(example):
+                tape.begin(tensor)
+            try:
+                output = call(model, example)
+            except Exception as error:  # whatever the model raises: what came before is foreseen all the same
+                said = (str(error).strip().splitlines() or ["without a message"])[0]
+                where = tape.ended_without or "the model"
+                failure = f"{where}: the forward pass fails ({type(error).__name__}: {said})"
+            squares = tape.gradients(output)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    if tape.error is not None:
+        raise tape.error
+    if not tape.layers and not any(t.is_floating_point() for t in tensors(example)):
+        raise RelumeError(
+            "forecast: the example input holds no floating point tensor, and no layer with weights was reached.\n"
+            + (f"{failure}.\n" if failure else "")
+            + "Pass what the model is called with: a tensor, a tuple of arguments or a dict of keyword arguments."
+        )
+    if output is not None and tape.layers and all(square is None for square in squares):
+        tape.lost["the model's output: it could not be followed back to a layer, so no gradient is foreseen"] = None
+    layers = _layers(tape.layers, squares)
+    ratio = _ratio(layers)
+    mends = _mends(tape.layers, layers, ratio)
+    layers = tuple(replace(layer, scale=mends.scales.get(i, 1.0)) for i, layer in enumerate(layers))
+    wrong = because_of(layers, ratio)
+    return Forecast(
+        layers=layers,
+        gradient_ratio=ratio,
+        because=wrong,
+        advice=_advice(layers, ratio, mends) if wrong else (),
+        measured=tuple(tape.measured),
+        not_modelled=tuple(tape.lost) + ((failure,) if failure else ()) + tuple(b for b in tape.blind),
+        born_dead_chance=_born_dead(tape.layers),
+    )
+
+
+def _with_batch(example: Any) -> Any:
+    """A lone vector is one sample."""
+    return example[None] if isinstance(example, torch.Tensor) and example.dim() == 1 else example
+
+
+def _probes(example: Any) -> int:
+    """Many for vectors, few for images, where each probe has many positions."""
+    size = max((t[0].numel() for t in tensors(example) if t.dim() and len(t)), default=1)
+    return max(FEWEST_PROBES, min(MOST_PROBES, PROBED_VALUES // max(1, size)))
+
+
+def _layers(seen: Sequence[Layer], squares: Sequence[float | None]) -> tuple[LayerForecast, ...]:
+    """The layers with their gradients, relative to the last that has one."""
+    last = next((square for square in reversed(squares) if square), None)
+    sizes = [None if square is None or last is None else math.sqrt(square / last) for square in squares]
+    factors = [
+        here / after if here is not None and after else None
+        for here, after in zip(sizes, [*sizes[1:], None], strict=True)
+    ]
+    depth = sum(layer.activation is not None for layer in seen) or len(seen)
+    return tuple(
+        LayerForecast(
+            name=layer.name,
+            kind=layer.kind,
+            activation=layer.activation,
+            units=layer.units,
+            gain=layer.gain,
+            q=layer.q,
+            gradient=size,
+            factor=factor,
+            dead_share=layer.dead_share,
+            saturated_share=layer.saturated_share,
+            off_critical=is_off(factor, depth),
+            note="" if size is not None else "no gradient was foreseen here",
+        )
+        for layer, size, factor in zip(seen, sizes, factors, strict=True)
+    )
+
+
+def _ratio(layers: Sequence[LayerForecast]) -> float | None:
+    known = [layer.gradient for layer in hidden(layers) if layer.gradient is not None]
+    return known[0] / known[-1] if known and known[-1] else None
+
+
+def _born_dead(seen: Sequence[Layer]) -> float | None:
+    inner = [layer for layer in seen if layer.activation]
+    chain = all(layer.activation == "relu" and layer.plain and layer.kind == "linear" for layer in inner)
+    return born_dead_chance([layer.units for layer in inner]).chance if inner and chain else None
+
+
+# What would mend it ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Mends:
+    """Factors for the weights, by layer; `hopeless` names a function that no factors bring into bounds."""
+
+    scales: dict[int, float]
+    chain: bool
+    hopeless: str = ""
+
+
+def _mends(seen: Sequence[Layer], layers: Sequence[LayerForecast], ratio: float | None) -> _Mends:
+    """Scale layer by layer, so that each passes the gradient on as it got it, and follow the signal through that.
+
+    Speaks of chains alone: normalisation takes scales away, and sums of branches do not multiply.
+    """
+    chain = all(s.plain and not s.normalised and s.source == i - 1 for i, s in enumerate(seen))
+    out_of_bounds = ratio is not None and not 1 / GRADIENT_RATIO <= ratio <= GRADIENT_RATIO
+    if not chain or not out_of_bounds:
+        return _Mends(scales={}, chain=chain)
+    scales: dict[int, float] = {}
+    q = seen[0].q
+    for i, (before, after) in enumerate(pairwise(seen)):
+        factor = layers[i].factor
+        if not factor or not after.activation or not before.q > 0 or not math.isfinite(after.q):
+            break  # the last layer's own shape decides what arrives behind it
+        slope, second = 1.0, q / before.q
+        if before.activation:
+            row, numbers = ACTIVATIONS[before.activation], before.parameters or {}
+            was, now = moments(row, before.q, **numbers), moments(row, q, **numbers)
+            slope, second = now.slope_second / was.slope_second, now.second / was.second
+        scale2 = 1 / (factor**2 * slope)
+        q = scale2 * max(0.0, after.q - after.bias) * second + after.bias
+        if not 1 / GRADIENT_RATIO < q / seen[0].q < GRADIENT_RATIO:
+            return _Mends(scales={}, chain=True, hopeless=before.activation or "")
+        scales[i + 1] = math.sqrt(scale2)
+    return _Mends(scales=scales, chain=True)
+
+
+def _advice(layers: Sequence[LayerForecast], ratio: float | None, mends: _Mends) -> tuple[str, ...]:
+    advice = []
+    if mends.scales:
+        found = sorted(mends.scales.values())
+        low, high = found[0], found[-1]
+        by = f"{low:.3g}" if high < 1.05 * low else f"{low:.3g} to {high:.3g}"
+        advice.append(
+            f"Multiply the weights of {len(found)} layers by {by} (column scale) to keep the gradient's size."
+        )
+    elif mends.hopeless:
+        advice.append(
+            f"No scale of the weights mends this: values outgrow {function_name(mends.hopeless)} before gradients keep "
+            "their size. Change the function, or normalise by batch."
+        )
+    elif ratio is not None and ratio > GRADIENT_RATIO and not mends.chain:
+        advice.append("Branches or normalisation make it grow: start each branch's last layer near 0.")
+    if any((layer.dead_share or 0.0) >= 0.5 for layer in layers):
+        advice.append("Set the biases of the closed layers to 0.")
+    return tuple(advice)

@@ -1,0 +1,319 @@
+"""A forecast as a record, and as text, JSON, page and notebook cell."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from relume.errors import RelumeError
+from relume.recording import layer_name, to_json
+from relume.report.history import function_name
+from relume.report.markup import table
+from relume.report.numerals import count, number, percent
+from relume.report.words import joined
+from relume.symptoms.record import BORN_EXCESS, DEAD_OF_SITE, ENOUGH_SAMPLES, FEWEST_SITES, GRADIENT_RATIO
+
+WIDTH = 100  # of plain text
+LIKE = 0.15  # relative: neighbouring rows of the text that differ by less are shown as one
+GAINS = {math.sqrt(1 / 3): "PyTorch's default", 1.0: "Xavier's", math.sqrt(2): "He's"}  # root of fan-in * mean square
+NEAR_GAIN = 0.05  # relative: a drawn weight matrix is as far from its distribution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerForecast:
+    """What is foreseen at the output of one layer with weights."""
+
+    name: str
+    kind: str  # the function that applies the weights: "linear", "conv2d"
+    activation: str | None  # the catalogue's name; None where none follows
+    units: int
+    gain: float  # of the weights: root of fan-in times their mean square
+    q: float  # mean square of what the activation reads; of the layer's output where there is none
+    gradient: float | None  # rms of the gradient, relative to the last layer's; None where none arrives
+    factor: float | None  # gradient here over that at the next layer
+    dead_share: float | None  # of units that are silent on 1000 samples; None where the function cannot die
+    saturated_share: float | None  # of values on a flat end; None where not both ends are flat
+    off_critical: bool  # that factor, at every layer of this network, would carry the gradient out of bounds
+    scale: float = 1.0  # multiply the weights by this; 1 where that helps nothing, or nothing is wrong
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Forecast:
+    """What initial weights will do to signal and gradient, before any training."""
+
+    layers: tuple[LayerForecast, ...]
+    gradient_ratio: float | None  # first over last hidden layer, rms; None where no gradient could be followed
+    because: tuple[str, ...] = ()  # sentences with numbers
+    advice: tuple[str, ...] = ()
+    measured: tuple[str, ...] = ()  # operations without a rule, whose effect was measured on the example
+    not_modelled: tuple[str, ...] = ()  # what could not be followed, and why
+    born_dead_chance: float | None = None  # that initialisation closes a whole layer; None but for chains of ReLU
+
+    @property
+    def healthy(self) -> bool:
+        """Gradients stay in bounds, values are finite, and no layer has many dead or saturated units."""
+        return not self.because
+
+    @property
+    def hidden(self) -> tuple[LayerForecast, ...]:
+        """The layers that an activation follows; all, where there are none."""
+        return hidden(self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dumps`; keys are the attribute names."""
+        return {"healthy": self.healthy, **to_json(self)}
+
+    def save(self, path: str | Path) -> Path:
+        """Write one offline page (`.html`) or the numbers (`.json`), by the suffix; returns the path."""
+        return write(self, Path(path))
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, width: int = WIDTH) -> str:
+        """Plain text of at most `width` columns; neighbouring layers that are alike share a row."""
+        return render(self, width)
+
+    def _repr_html_(self) -> str:
+        return f'<div class="relume">{_body(self)}</div>'
+
+
+def hidden(layers: Sequence[LayerForecast]) -> tuple[LayerForecast, ...]:
+    """The layers that an activation follows; all, where there are none."""
+    return tuple(layer for layer in layers if layer.activation) or tuple(layers)
+
+
+# Sentences ------------------------------------------------------------------------------------------------------------
+
+
+def headline(forecast: Forecast) -> str:
+    """The verdict in words."""
+    layers = forecast.hidden
+    if not layers:
+        return "No layer with weights was seen: there is nothing to foresee."
+    depth, ratio = len(layers), forecast.gradient_ratio
+    over = f"over {count(depth, 'layer')}: {_recipe(layers)}."
+    if any(not math.isfinite(layer.q) for layer in layers):
+        return f"Values overflow {over}"
+    if ratio is None:
+        return f"No gradient could be followed {over}"
+    if ratio == 0:
+        return f"No gradient reaches the first layer {over}"
+    if ratio < 1 / GRADIENT_RATIO:
+        return f"Gradients shrink {number(1 / ratio)}-fold {over}"
+    if ratio > GRADIENT_RATIO:
+        return f"Gradients grow {number(ratio)}-fold {over}"
+    dead = [layer for layer in layers if (layer.dead_share or 0.0) >= DEAD_OF_SITE]
+    if dead:
+        return f"{percent(dead[0].dead_share or 0.0)} of the units of {layer_name(dead[0].name)} are born dead."
+    saturated = [layer for layer in layers if (layer.saturated_share or 0.0) >= DEAD_OF_SITE]
+    if saturated:
+        worst = max(saturated, key=lambda layer: layer.saturated_share or 0.0)
+        return f"{percent(worst.saturated_share or 0.0)} of the values of {layer_name(worst.name)} are saturated."
+    if depth == 1:
+        return f"Nothing stands in the way of training {over}"
+    return f"Gradients keep their size within a factor of {number(max(ratio, 1 / ratio))} {over}"
+
+
+def because_of(layers: Sequence[LayerForecast], ratio: float | None) -> tuple[str, ...]:
+    """What is wrong, one sentence each, gravest first."""
+    inner = hidden(layers)
+    found: list[str] = []
+    broken = [layer for layer in inner if not math.isfinite(layer.q)]
+    if broken:
+        found.append(f"At {layer_name(broken[0].name)} values are no longer finite.")
+    if ratio is not None and not 1 / GRADIENT_RATIO <= ratio <= GRADIENT_RATIO:
+        per_layer = ratio ** (1 / max(1, len(inner) - 1))
+        found.append(
+            f"The gradient at {layer_name(inner[0].name)} is {number(ratio)} times that at "
+            f"{layer_name(inner[-1].name)}: a factor of {number(per_layer, 3)} a layer on average."
+        )
+    dead = [layer for layer in inner if (layer.dead_share or 0.0) >= max(BORN_EXCESS, 1.5 / layer.units)]
+    if dead:
+        worst = max(dead, key=lambda layer: layer.dead_share or 0.0)
+        found.append(
+            f"{percent(worst.dead_share or 0.0)} of the {count(worst.units, 'unit')} of {layer_name(worst.name)} will "
+            f"be silent on {ENOUGH_SAMPLES:,} samples{_others(len(dead), len(inner))}."
+        )
+    saturated = [layer for layer in inner if (layer.saturated_share or 0.0) >= DEAD_OF_SITE]
+    if saturated:
+        worst = max(saturated, key=lambda layer: layer.saturated_share or 0.0)
+        found.append(
+            f"{percent(worst.saturated_share or 0.0)} of the values of {layer_name(worst.name)} lie where "
+            f"{function_name(worst.activation or '')} is flat{_others(len(saturated), len(inner))}."
+        )
+    return tuple(found)
+
+
+def _others(ill: int, layers: int) -> str:
+    return f", the worst of {ill} such layers among {layers}" if ill > 1 else ""
+
+
+def is_off(factor: float | None, depth: int) -> bool:
+    """Whether that factor at every one of `depth` layers would carry the gradient out of bounds."""
+    if factor is None or depth < FEWEST_SITES:
+        return False
+    return factor == 0 or abs(math.log(factor)) * (depth - 1) > math.log(GRADIENT_RATIO)
+
+
+def _recipe(layers: Sequence[LayerForecast]) -> str:
+    names = list(dict.fromkeys(function_name(layer.activation) for layer in layers if layer.activation))
+    what = joined(names) if names else "no activation"
+    gains = sorted(layer.gain for layer in layers)
+    for gain, who in GAINS.items():
+        if all(abs(g / gain - 1) <= NEAR_GAIN for g in (gains[len(gains) // 4], gains[-1 - len(gains) // 4])):
+            return f"{what} with weights of {who} scale"
+    return f"{what} with weights of gain {number(gains[len(gains) // 2])}"
+
+
+# Text -----------------------------------------------------------------------------------------------------------------
+
+_HEAD = ("layer", "function", "q", "gradient", "factor", "dead", "saturated", "scale")
+_NUMBERS = tuple(range(2, len(_HEAD)))
+
+
+def _like(a: LayerForecast, b: LayerForecast) -> bool:
+    def near(x: float | None, y: float | None) -> bool:
+        if x is None or y is None or x == 0 or y == 0:
+            return x == y
+        return abs(x / y - 1) < LIKE
+
+    same = (a.kind, a.activation, a.units, a.off_critical, a.note) == (
+        b.kind, b.activation, b.units, b.off_critical, b.note
+    )  # fmt: skip
+    shares = [(a.dead_share, b.dead_share), (a.saturated_share, b.saturated_share)]
+    return same and near(a.factor, b.factor) and near(a.scale, b.scale) and all(
+        (x is None) == (y is None) and abs((x or 0) - (y or 0)) < LIKE for x, y in shares
+    )  # fmt: skip
+
+
+def _runs(layers: Sequence[LayerForecast]) -> list[list[LayerForecast]]:
+    runs: list[list[LayerForecast]] = []
+    for layer in layers:
+        if runs and _like(runs[-1][0], layer):
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return runs
+
+
+def _cells(run: Sequence[LayerForecast]) -> tuple[str, ...]:
+    first, last = run[0], run[-1]
+
+    def span(a: float | None, b: float | None, show: Any) -> str:
+        texts = ["-" if v is None else show(v) for v in (a, b)]
+        return texts[0] if len(run) == 1 or texts[0] == texts[1] else f"{texts[0]}..{texts[1]}"
+
+    return (
+        first.name if len(run) == 1 else f"{first.name}..{last.name}",
+        (first.activation or "-") + (f" x{len(run)}" if len(run) > 1 else ""),
+        span(first.q, last.q, number),
+        span(first.gradient, last.gradient, number),
+        ("! " if first.off_critical else "") + ("-" if first.factor is None else number(first.factor)),
+        span(first.dead_share, last.dead_share, percent),
+        span(first.saturated_share, last.saturated_share, percent),
+        "-" if first.scale == 1 else number(first.scale, 3),
+    )
+
+
+def render(forecast: Forecast, width: int) -> str:
+    """The forecast as plain text."""
+    lines = textwrap.wrap(headline(forecast), width)
+    for sentence in (*forecast.because, *forecast.advice):
+        lines += textwrap.wrap(sentence, width, initial_indent="- ", subsequent_indent="  ")
+    rows = [_HEAD, *(_cells(run) for run in _runs(forecast.layers))]
+    # What is the same for all, or fits no more, is left out, the least telling column first.
+    columns = [i for i in range(len(_HEAD)) if i < 5 or any(row[i] not in ("-", "0 %") for row in rows[1:])]
+    for spare in (2, 6, 5, 7):
+        widths = [max(len(row[i]) for row in rows) for i in columns]
+        if sum(widths) + 2 * (len(widths) - 1) > width and spare in columns:
+            columns.remove(spare)
+    if forecast.layers:
+        lines.append("")
+        widths = {i: max(len(row[i]) for row in rows) for i in columns}
+        for row in rows:
+            cells = [row[i].rjust(widths[i]) if i in _NUMBERS else row[i].ljust(widths[i]) for i in columns]
+            lines.append("  ".join(cells).rstrip())
+    for title, sentences in _rest(forecast):
+        lines += ["", title]
+        for sentence in sentences:
+            lines += textwrap.wrap(sentence, width, initial_indent="- ", subsequent_indent="  ")
+    return "".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in "\n".join(lines))
+
+
+def _rest(forecast: Forecast) -> list[tuple[str, tuple[str, ...]]]:
+    notes = tuple(
+        f"{joined([layer_name(layer.name) for layer in group])}: {note}"
+        for note, group in ((n, list(g)) for n, g in groupby(forecast.layers, key=lambda layer: layer.note))
+        if note
+    )
+    parts = [("Notes", notes), ("Measured on the example", forecast.measured), ("Not modelled", forecast.not_modelled)]
+    return [(title, sentences) for title, sentences in parts if sentences]
+
+
+# HTML -----------------------------------------------------------------------------------------------------------------
+
+
+def _body(forecast: Forecast) -> str:
+    rows = [_cells(run) for run in _runs(forecast.layers)]
+    items = "".join(f"<li>{escape(s)}</li>" for s in (*forecast.because, *forecast.advice))
+    rest = "".join(
+        f"<h2>{escape(title)}</h2><ul>{''.join(f'<li>{escape(s)}</li>' for s in sentences)}</ul>"
+        for title, sentences in _rest(forecast)
+    )
+    caption = "Layer by layer; gradient relative to the last layer, factor to the next"
+    return (
+        f"<h1>{escape(headline(forecast))}</h1>" + (f"<ul>{items}</ul>" if items else "")
+        + (table(_HEAD, rows, caption, _NUMBERS) if rows else "") + rest
+    )  # fmt: skip
+
+
+def page(forecast: Forecast) -> str:
+    """One offline page."""
+    from relume.report.html import _policy, _static
+
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en">',
+            "<head>",
+            '<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_policy(())}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="color-scheme" content="light dark">',
+            f"<title>relume: {escape(headline(forecast))}</title>",
+            f"<style>{_static('page.css')}</style>",
+            "</head>",
+            f"<body><main>{_body(forecast)}</main></body>",
+            "</html>",
+            "",
+        ]
+    )
+
+
+def write(forecast: Forecast, path: Path, kind: str = "") -> Path:
+    """Write the forecast by the suffix of `path`, or as `kind`, ".html" or ".json"; returns the path.
+
+    A folder that is missing is made. Raises RelumeError for another suffix, or where nothing can be written.
+    """
+    kind = kind or path.suffix
+    if kind not in (".html", ".json"):
+        raise RelumeError(
+            f"cannot save as {path.name!r}: the suffix says what to write, and {path.suffix or 'none'} says nothing.\n"
+            f"Use .html or .json, such as {path.with_suffix('.html').name!r}."
+        )
+    text = page(forecast) if kind == ".html" else json.dumps(forecast.to_json(), allow_nan=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text.encode())
+    except OSError as error:
+        raise RelumeError(f"cannot write {path}: {error.strerror or error}.") from None
+    return path
