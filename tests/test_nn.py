@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 import relume.nn
-from relume.activations import Activation, activations
+from relume.activations import Activation, activation, activations
 from relume.errors import ActivationError
 from relume.nn import Curve, apply, module, resolve
+from relume.remedies import swap_to, treat
+from relume.sites import find_sites
 
 each_row = pytest.mark.parametrize("row", activations(), ids=lambda row: row.name)
 
@@ -95,6 +97,7 @@ def test_classes_say_what_they_are(row: Activation, dotted: str):
     assert issubclass(kind, Curve)
     assert kind.row is row
     assert f"{kind.__module__}.{kind.__qualname__}" == dotted
+    assert kind.__doc__ is not None
     assert row.tex in kind.__doc__ and row.paper in kind.__doc__
     shown = repr(kind())
     assert all(f"{name}=" in shown or p.init_argument for name, p in row.parameters.items())
@@ -132,7 +135,8 @@ def test_learnt_parameters_of_each_channel(row: Activation, large: bool):
         with torch.no_grad():
             for parameter, whole in zip(alone.parameters(), together.parameters(), strict=True):
                 parameter.fill_(whole[c])
-        alone(x[:, c]).square().sum().backward()
+        for sample in x[:, c]:  # one at a time, which is too small to be walked through in pieces
+            alone(sample).square().sum().backward()
         for parameter, whole in zip(alone.parameters(), together.parameters(), strict=True):
             assert parameter.grad is not None and whole.grad is not None
             torch.testing.assert_close(whole.grad[c], parameter.grad[0])
@@ -179,6 +183,29 @@ def test_wrong_number_of_channels_is_refused(row: Activation):
     built = resolve(row.module)(num_parameters=5)
     with pytest.raises(ActivationError, match=r"parameters for 5 channels, but the input has shape \(2, 3\)"):
         built(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("name", ["swish", "srelu", "serf"])
+def test_own_modules_are_grafted(name: str):
+    """A swap to one of relume's own functions puts its module there, as one site; what it learns is trained."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.relu(self.first(x)))
+
+    model, x = Net(), torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    treated = treat(model, torch.optim.SGD(model.parameters(), lr=0.1), swap_to(name), example_input=x)
+    (site,) = find_sites(treated.model, x)
+    assert (site.activation, site.layer, site.units) == (name, "first", 8)
+    own = [m for m in treated.model.modules() if isinstance(m, Curve)]
+    assert [type(m) for m in own] == [resolve(activation(name).module)]
+    assert treated.optimizer is not None
+    held = {id(p) for group in treated.optimizer.param_groups for p in group["params"]}
+    assert {id(p) for p in own[0].parameters()} <= held
 
 
 def test_unknown_classes_are_attribute_errors():

@@ -217,8 +217,8 @@ def test_functions_of_several_numbers_are_no_sites(function: Callable[[Tensor], 
     """A gate or a softmax is no site; that a gate is not seen is said."""
 
     class Net(nn.Sequential):
-        def forward(self, x: Tensor) -> Tensor:
-            return function(super().forward(x))
+        def forward(self, input: Tensor) -> Tensor:
+            return function(super().forward(input))
 
     model = Net(nn.Linear(4, 8))
     with Trace(model) as trace:

@@ -38,12 +38,7 @@ def apply(input: Tensor, *parameters: float | Tensor, row: str, dim: int = -1) -
             f"{row} takes a tensor of floating point numbers, not {input.dtype}.\nConvert it first: input.float()."
         )
     _check_shapes(ACTIVATIONS[row], input, dim, tensors)
-    # an exported graph shall hold the formula, and no function of ours
-    if (
-        torch.is_grad_enabled()
-        and any(t.requires_grad for t in (input, *tensors))
-        and not torch.compiler.is_exporting()
-    ):
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (input, *tensors)):
         return _Curve.apply(input, row, dim, *parameters)  # pyright: ignore[reportReturnType] - torch leaves it open
     return _value(ACTIVATIONS[row], dim, input, parameters)
 

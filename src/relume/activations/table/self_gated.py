@@ -170,6 +170,7 @@ _LOGISTIC = (
         right=Tail(0.6),
         range=(-0.249993663660129495394, math.inf),
         monotone=False,
+        ulps=16.0,  # the derivative is the difference of two products left of the minimum
         when="Where mish is used and a slope of .6 on the right is no harm; scale the initialisation for it.",
         paper="Wang, Ren & Wang 2022, Smish: a novel activation function for deep learning methods, Electronics 11",
     ),
@@ -267,6 +268,7 @@ _OTHERS = (
         right=Tail(1.0),
         range=(-0.348437458759606420222, math.inf),
         monotone=False,
+        ulps=16.0,  # the derivative is the difference of two products left of the minimum
         when="Where mish does well, as one more candidate in a comparison.",
         paper="Nag & Bhattacharyya 2021, Serf: towards better training of deep neural networks using log-softplus "
         "ERror activation function, arXiv:2108.09598",
