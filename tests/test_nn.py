@@ -98,7 +98,8 @@ def test_classes_say_what_they_are(row: Activation, dotted: str):
     assert kind.row is row
     assert f"{kind.__module__}.{kind.__qualname__}" == dotted
     assert kind.__doc__ is not None
-    assert row.tex in kind.__doc__ and row.paper in kind.__doc__
+    said = kind.__doc__ or ""
+    assert row.tex in said and row.paper in said
     shown = repr(kind())
     assert all(f"{name}=" in shown or p.init_argument for name, p in row.parameters.items())
     assert ("num_parameters=1" in shown) == row.learnable
