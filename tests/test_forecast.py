@@ -132,6 +132,18 @@ def test_a_convolutional_network_is_foreseen_within_ten_percent(name: str):
     assert off(forecast(model, x), measured(model, x)) < 0.1
 
 
+def test_max_pooling_picks_what_the_activation_lets_through():
+    """Right behind zero-bias ReLU layers, where nearly every maximum is positive: half of the slopes would be wrong."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(512, 10)
+    )  # fmt: skip
+    model, x = drawn(model, seed=0).double(), noise(0, 256, 1, 8, 8).double()
+    nn.init.zeros_(next(p for n, p in model.named_parameters() if n == "0.bias"))
+    foreseen = forecast(model, x)
+    assert foreseen.measured == ("2: max_pool2d has no rule; its effect was measured on the example",)
+    assert off(foreseen, measured(model, x)) < 0.1
+
+
 @pytest.mark.parametrize("mode", ["training", "evaluation"])
 def test_normalisation_by_batch_and_by_running_statistics(mode: str):
     """BatchNorm counts as it runs: by the batch in training, by its running statistics in evaluation."""
@@ -307,7 +319,9 @@ def test_no_network_is_too_awkward(name: str):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert all(module.training for module in model.modules())
-    assert foreseen == forecast(model, x)
+    with torch.random.fork_rng():
+        torch.manual_seed(99)
+        assert foreseen == forecast(model, x)
     linear = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and "self_attn" not in n}
     linear -= {"again"}  # its weight is that of `inner`, by which it is known
     assert linear <= {layer.name for layer in foreseen.layers}

@@ -49,7 +49,7 @@ def forecast(model: nn.Module, example_input: Any) -> Forecast:
     >>> foreseen.gradient_ratio < 1e-12
     True
     >>> print(str(foreseen).split("-fold")[1].splitlines()[0])
-     over 20 layers: sigmoid with weights of PyTorch's default scale.
+     over 20 layers: Sigmoid with weights of PyTorch's default scale.
     """
     example = _with_batch(example_input)
     fast = torch.backends.mha.get_fastpath_enabled()
