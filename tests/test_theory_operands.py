@@ -15,7 +15,7 @@ from relume.theory import correlation_map, critical, dead_unit_chance, moments, 
 def row(name: str, layout: Any, operands: int, outputs: int, f: Any, df: Any) -> Activation:
     return Activation(
         name=name, module="torch.nn.ReLU", layout=layout, operands=operands, outputs=outputs, tex="", f=f, df=df,
-        left=Tail(0.0), right=Tail(1.0), range=(-math.inf, math.inf), monotone=False, paper="",
+        left=Tail(0.0), right=Tail(1.0), range=(-math.inf, math.inf), monotone=False, when="", paper="",
     )  # fmt: skip
 
 

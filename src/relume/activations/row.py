@@ -323,7 +323,7 @@ def normal_rule(centres: tuple[float, ...] = (), q: float = 1.0) -> tuple[np.nda
     away = 2.0 ** np.arange(finest, 6)
     around = [np.concatenate([m - away, [m], m + away]) for m in (0.0, *(c / width for c in centres))]
     edges = np.unique(np.clip(np.concatenate([np.arange(-37, 38), *around]), -37, 37))  # beyond, the density is 0
-    z, w = _panels(edges[None, :], nodes=20)
+    z, w = panels(edges[None, :], nodes=20)
     return width * z.ravel(), w.ravel()
 
 
@@ -338,15 +338,15 @@ def normal_points(operands: int, centres: tuple[float, ...] = (), q: float = 1.0
         return (x,), w
     if operands != 2:
         raise ActivationError(f"means over {operands} operands are not known; there are rules for 1 and 2.")
-    a, w_a = _panels(np.arange(-9.0, 10.0)[None, :], nodes=12)
+    a, w_a = panels(np.arange(-9.0, 10.0)[None, :], nodes=12)
     edges = np.concatenate([np.broadcast_to(np.arange(-9.0, 10.0), (a.size, 19)), a.reshape(-1, 1)], axis=1)
-    b, w_b = _panels(np.sort(edges, axis=1), nodes=12)
+    b, w_b = panels(np.sort(edges, axis=1), nodes=12)
     width = math.sqrt(q)
     first = np.broadcast_to(a.reshape(-1, 1), b.shape)
     return (width * first.ravel(), width * b.ravel()), (w_a.reshape(-1, 1) * w_b).ravel()
 
 
-def _panels(edges: np.ndarray, nodes: int) -> tuple[np.ndarray, np.ndarray]:
+def panels(edges: np.ndarray, nodes: int) -> tuple[np.ndarray, np.ndarray]:
     """Gauss-Legendre nodes, and weights times the standard normal density, between neighbouring edges of each row."""
     at, weights = _legendre(nodes)
     half = np.diff(edges, axis=1)[:, :, None] / 2

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from relume.activations import Activation
-from relume.activations.row import _panels
+from relume.activations.row import panels
 
 # Edges of the panels that means over a normal variable are summed on: in its standard deviations, and in the units of
 # an activation function's own bends. Eight nodes a panel give four digits and more for every row of the catalogue.
@@ -86,7 +86,7 @@ def normal_means(
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         moved = np.nan_to_num((bends - centre) / width[:, None], nan=0.0)
     edges = np.sort(np.clip(np.concatenate([moved, np.tile(_IN_DEVIATIONS, (len(mean), 1))], axis=1), -8.0, 8.0))
-    z, weight = _panels(edges, _NODES)
+    z, weight = panels(edges, _NODES)
     x = centre + width[:, None] * z
     with np.errstate(over="ignore", invalid="ignore"):
         y = row.value(x, **arguments)

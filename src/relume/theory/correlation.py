@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from relume.activations import Activation, activation
-from relume.activations.row import _panels
+from relume.activations.row import panels
 from relume.errors import RelumeError
 from relume.theory.moments import check_positive, check_variances, root, second_moments
 from relume.theory.propagation import FixedVariance, depth_scale, fixed_variance, propagate
@@ -175,7 +175,7 @@ def _product_mean(g: Any, row: Activation, arguments: Mapping[str, float], c: fl
     wide = _shrinking(max(width1, width2))
     outer = [np.arange(-_REACH, _REACH + 1), wide, -wide, *(m + s * away for m in turns for s in (-1, 1)), turns]
     edges = np.unique(np.clip(np.concatenate(outer), -_REACH, _REACH))
-    z, w = (part.ravel() for part in _panels(edges[None, :], _NODES))
+    z, w = (part.ravel() for part in panels(edges[None, :], _NODES))
     first = g(width1 * z, **arguments)
     if rest == 0:
         return float(w @ (first * g(math.copysign(width2, c) * z, **arguments)))
@@ -185,7 +185,7 @@ def _product_mean(g: Any, row: Activation, arguments: Mapping[str, float], c: fl
     moving = (points[None, :] - c * z[:, None]) / rest
     fixed = np.broadcast_to(np.arange(-_REACH, _REACH + 1), (z.size, int(2 * _REACH) + 1))
     inner = np.sort(np.clip(np.concatenate([fixed, moving], axis=1), -_REACH, _REACH), axis=1)
-    y, v = _panels(inner, _NODES)
+    y, v = panels(inner, _NODES)
     second = (g(width2 * (c * z[:, None] + rest * y), **arguments) * v).sum(axis=1)
     return float(w @ (first * second))
 
