@@ -31,8 +31,12 @@ PATTERNS = """
 
 def render(page: Page) -> str:
     """A whole page that needs no network: styles, chart code and data are in it."""
+    return frame(page.title or headline(page), sections.body(page), charts(page))
+
+
+def frame(title: str, body: str, data: Any) -> str:
+    """A document around a body whose figures the page's script draws from `data`; `title` is plain text."""
     scripts = [_static(name) for name in SCRIPTS]
-    title = page.title or headline(page)
     return "\n".join(
         [
             "<!doctype html>",
@@ -47,8 +51,8 @@ def render(page: Page) -> str:
             "</head>",
             "<body>",
             PATTERNS,
-            sections.body(page),
-            f'<script type="application/json" id="data">{_data(charts(page))}</script>',
+            body,
+            f'<script type="application/json" id="data">{_data(data)}</script>',
             *(f"<script>{script}</script>" for script in scripts),
             "</body>",
             "</html>",

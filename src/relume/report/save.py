@@ -21,7 +21,11 @@ def save(page: Page, path: Path, kind: str = "") -> Path:
             f"cannot save as {path.name!r}: the suffix says what to write, and {path.suffix or 'none'} says nothing.\n"
             f"Use {' or '.join(writers)}, such as {path.with_suffix('.html').name!r}."
         )
-    text = writers[kind](page)
+    return write(writers[kind](page), path)
+
+
+def write(text: str, path: Path) -> Path:
+    """Write a page's text; a folder that is missing is made. Raises RelumeError where nothing can be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Newlines as they are: the page's scripts are known by their hashes.

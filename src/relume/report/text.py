@@ -32,7 +32,7 @@ VERDICT_STYLES = {"cured": "bold green", "eased": "blue", "no_effect": "", "harm
 STATE_STYLES = {"a": "green", "s": "green dim", "p": "yellow", "x": "bold", "e": "red", "-": "dim"}
 
 # A rule under the head and nothing else, in ASCII: `print` must not fail where the output's encoding is a small one.
-_RULED = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+RULED = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
 
 def render(page: Page, width: int | None = None) -> str:
@@ -145,7 +145,7 @@ def _sites(report: Report, width: int) -> Iterator[RenderableType]:
         shown = tuple(h for h in every if h in worst)
     wide = width >= NARROW
     strip = STRIP if wide else STRIP // 2
-    table = Table(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1))
+    table = Table(box=RULED, show_edge=False, pad_edge=False, padding=(0, 1))
     table.add_column("site", overflow="fold", max_width=width // 4)
     if wide:
         table.add_column("layer", overflow="fold", max_width=width // 5)
@@ -214,7 +214,7 @@ def _trial(trial: Trial, width: int) -> Iterator[RenderableType]:
     points = numerals.in_points(trial.score, [s for arm in trial.arms for s in arm.scores])
     wide = width >= TRIAL_NARROW
     name = ill_share(trial, trial.control)[0]
-    table = Table(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1))
+    table = Table(box=RULED, show_edge=False, pad_edge=False, padding=(0, 1))
     table.add_column("arm", overflow="fold")
     table.add_column("verdict", no_wrap=True)
     table.add_column("difference (95 %)", justify="right", no_wrap=True)
