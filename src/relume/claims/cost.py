@@ -18,7 +18,9 @@ from relume.claims.record import Finding
 from relume.randomness import isolated_rng, one_thread
 from relume.verdicts import Difference
 
-ELEMENTS = 2**20  # 4 MB of float32: more than a core's own cache
+# Numbers that a function is applied to: 256 kB of float32, which a core's own cache holds (128 samples of 512 units),
+# and 4 MB, which it does not, so that all functions wait for memory.
+SIZES = {"in cache": 2**16, "in memory": 2**20}
 ROUNDS, QUICK_ROUNDS = 60, 15
 WIDTH, BATCH = 256, 128  # of the network whose step is timed: three hidden layers
 FAST = 1.5  # times a plain copy: such a function waits for memory, as the copy does
@@ -30,16 +32,23 @@ def relu_cheap(lab: Lab, name: str = "relu") -> Finding:
     x = np.geomspace(1e-6, 1e6, 200)
     slopes = activation(name).slope(x)
     linear = bool(np.all(slopes == slopes[0]))
-    cost = elementwise(lab, name, "", backward=False)
-    shown = {each: elementwise(lab, each, "", backward=False) for each in ("relu", "sigmoid", "tanh", "gelu")}
-    verdict, on = judge({"linear for x > 0": fact(linear), "fast": below(cost, FAST)})
+    shown = dict.fromkeys((name, "relu", "sigmoid", "tanh", "gelu"))
+    costs = {
+        f"{each} {place}": elementwise(lab, each, "", place, backward=False) for each in shown for place in SIZES
+    }  # fmt: skip
+    own = {place: costs[f"{name} {place}"] for place in SIZES}
+    verdict, on = judge(
+        {"linear for x > 0": fact(linear), **{f"fast {place}": below(cost, FAST) for place, cost in own.items()}}
+    )
+    first = next(iter(own.values()))
+    said_costs = " and ".join(f"{said(cost)} times {place}" for place, cost in own.items())
     return Finding(
         verdict=verdict,
-        because=f"For x > 0 its slope is {'constant' if linear else 'not constant'}, and it takes {said(cost)} times "
-        f"as long as a plain copy of {ELEMENTS:,} numbers (fast: below {FAST:g}).",
-        measured=f"time of {name} over a plain copy, forward",
-        number=cost.mean, low=cost.low, high=cost.high, unit="times", seeds=_rounds(lab), depends_on=on,
-        figure=dots("Time of a function, forward", "times a plain copy", {name: cost, **shown}, mark=1, mark_name="copy"),
+        because=f"For x > 0 its slope is {'constant' if linear else 'not constant'}. Forward it takes as long as a "
+        f"plain copy {said_costs} (fast: below {FAST:g}).",
+        measured=f"time of {name} over a plain copy, forward, {next(iter(own))}",
+        number=first.mean, low=first.low, high=first.high, unit="times", seeds=rounds(lab), depends_on=on,
+        figure=dots("Time of a function, forward", "times a plain copy", costs, mark=1, mark_name="copy"),
     )  # fmt: skip
 
 
@@ -57,7 +66,8 @@ def _costs_more(lab: Lab, dear: tuple[str, ...], cheap: tuple[str, ...], what: s
     found = {}
     for a in dear:
         for b in cheap:
-            found[f"{a} / {b} alone"] = elementwise(lab, a, b)
+            for place in SIZES:
+                found[f"{a} / {b} alone, {place}"] = elementwise(lab, a, b, place)
             found[f"{a} / {b} in a training step"] = in_network(lab, a, b)
     verdict, on = judge({key: answer(value, MATTERS) for key, value in found.items()})
     first = next(iter(found.values()))
@@ -65,17 +75,18 @@ def _costs_more(lab: Lab, dear: tuple[str, ...], cheap: tuple[str, ...], what: s
         verdict=verdict,
         because="Ratios of time, forward and backward: "
         + "; ".join(f"{key} {said(value)}" for key, value in found.items())
-        + f". The step is one of a network of 3 x {WIDTH} units with batches of {BATCH}; other sizes and machines differ.",
+        + f". The step is one of a network of 3 x {WIDTH} units with batches of {BATCH}; other sizes and machines "
+        "differ.",
         measured=f"ratio of time, {what.split(' and ', maxsplit=1)[0]}, forward and backward",
-        number=first.mean, low=first.low, high=first.high, unit="times", seeds=_rounds(lab), depends_on=on,
+        number=first.mean, low=first.low, high=first.high, unit="times", seeds=rounds(lab), depends_on=on,
         figure=dots(f"Time: {what}", "ratio of time", found, mark=1, mark_name="same", log=True),
     )  # fmt: skip
 
 
-def elementwise(lab: Lab, a: str, b: str, backward: bool = True) -> Difference:
-    """Time of function `a` over that of `b` (empty: a plain copy) on a million normal numbers."""
-    x = torch.randn(ELEMENTS, generator=torch.Generator().manual_seed(0), requires_grad=backward)
-    ones = torch.ones(ELEMENTS)
+def elementwise(lab: Lab, a: str, b: str, place: str, backward: bool = True) -> Difference:
+    """Time of function `a` over that of `b` (empty: a plain copy) on normal numbers that lie in that place."""
+    x = torch.randn(SIZES[place], generator=torch.Generator().manual_seed(0), requires_grad=backward)
+    ones = torch.ones_like(x)
 
     def run(call: Callable[[torch.Tensor], torch.Tensor]) -> None:
         y = call(x)
@@ -115,8 +126,9 @@ def _ratio(lab: Lab, a: Callable[[], None], b: Callable[[], None]) -> Difference
     ratios = []
     with one_thread():
         for _ in range(3):
-            a(), b()
-        for _ in range(_rounds(lab)):
+            a()
+            b()
+        for _ in range(rounds(lab)):
             times = []
             for call in (a, b, b, a):
                 started = time.thread_time()  # of this thread alone: what else runs on the machine is not counted
@@ -126,5 +138,6 @@ def _ratio(lab: Lab, a: Callable[[], None], b: Callable[[], None]) -> Difference
     return median_interval(ratios)
 
 
-def _rounds(lab: Lab) -> int:
+def rounds(lab: Lab) -> int:
+    """How often both sides are timed."""
     return QUICK_ROUNDS if lab.setting.quick else ROUNDS

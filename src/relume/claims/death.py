@@ -79,10 +79,11 @@ def init_prevents(
             own, other = _ill(lab, init=init), _ill(lab, init=baseline, bias=bias)
             pair = f"{init} against {baseline}"
             found[f"{pair} before training"] = _fall(_born(lab, other), _born(lab, own))
-            found[f"{pair} after it"] = _fall_of_dead(lab, other, own)
+            found[f"{pair} after training"] = _fall_of_dead(lab, other, own)
     return _prevention(
-        lab, found, "initialisation", f"Before training, the share of dead units does not depend on the weights' scale; "
-        f"on these images it is {fmean(_born(lab, _ill(lab, init='he'))):.2g} with He's. ",
+        lab, found, "initialisation", f"Before training, the share of dead units does not depend on the scale of "
+        f"the weights where biases are zero: unit, weights of deviation 1, has the same as He's; torch's default has "
+        f"biases. On these images it is {fmean(_born(lab, _ill(lab, init='he'))):.2g} with He's. ",
     )  # fmt: skip
 
 
@@ -94,8 +95,8 @@ def learning_rate_prevents(lab: Lab, name: str = "relu", high: float = HIGH, low
     found = {f"{low:g} against {high:g}": _fall(shares[high], shares[low])}
     back = 1 - fmean(1 if math.isnan(v := _stay_dead(lab, name, way).mean) else v for way in AFTERWARDS)
     finding = _prevention(
-        lab, found, "learning rate", f"It prevents, and cures little: at a lower rate {100 * back:.0f} % of the dead fire "
-        "again. ",
+        lab, found, "learning rate", f"It prevents, and cures little: at a lower rate {100 * back:.0f} % of the dead "
+        "fire again. ",
     )  # fmt: skip
     by_rate = {f"Adam at {rate:g}": mean_interval(values) for rate, values in shares.items()}
     return replace(finding, figure=dots("Dead units by learning rate", "share of units", by_rate))
@@ -109,7 +110,7 @@ def smaller_prevents(lab: Lab, smaller: Mapping[str, tuple[float, float]] | None
     for way, (deep, wide) in smaller.items():
         small = _ill(lab, depth=round(6 * deep), width=round(lab.setting.width * wide))
         found[f"{way} before training"] = _fall(_born(lab, large), _born(lab, small))
-        found[f"{way} after it"] = _fall_of_dead(lab, large, small)
+        found[f"{way} after training"] = _fall_of_dead(lab, large, small)
     closed = [born_dead_chance([width] * 6).chance for width in (8, 4)]
     return _prevention(
         lab, found, "which way it is smaller", f"Narrow networks can be closed as a whole: with 6 layers the chance is "
@@ -136,9 +137,10 @@ def mixing_prevents(lab: Lab, first: str = "relu", second: str = "tanh", mixed: 
     fall = found[f"units stuck, against {first}"]
     return Finding(
         verdict=verdict,
-        because=f"In six layers of {' and '.join(both)} in turn, trained at a high rate, the share of dead or saturated "
-        f"units is lower than with {first} alone by {said(fall, 2)} of it. At the best rates the faster of "
-        f"{first} and {second} needs {said(speed)} times the mixture's steps (as fast: above {SPEED_KEPT:.2g}).",
+        because=f"In six layers of {' and '.join(both)} in turn, trained at a high rate, the share of dead or "
+        f"saturated units falls by {said(fall, 2)} of that with {first} alone (below 0: it rises). At the best "
+        f"rates the faster of {first} and {second} needs {said(speed)} times the mixture's steps (as fast: above "
+        f"{SPEED_KEPT:.2g}).",
         measured=f"fall of the share of units stuck, of that with {first}",
         number=fall.mean, low=fall.low, high=fall.high, seeds=len(lab.seeds), depends_on=on,
         figure=dots("A mixture beside its parts", "steps to learn", {
@@ -222,8 +224,8 @@ def _revival(
     )
     return Finding(
         verdict=verdict,
-        because=f"Of units that Adam at {HIGH:g} had killed, this share fires again beyond those that do so untreated, by "
-        f"how training goes on: {text}.{more} A share counts from {EASED:g} on.",
+        because=f"Of units that Adam at {HIGH:g} had killed, this share fires again beyond those that do so untreated, "
+        f"by how training goes on: {text}.{more} A share counts from {EASED:g} on.",
         measured=f"share of dead units that fire again, beyond the untreated, {next(iter(found))}",
         number=first.mean, low=first.low, high=first.high, seeds=len(lab.seeds), depends_on=on,
         figure=_falls(f"Dead units that fire again: {name}", "share, beyond the untreated", found),
@@ -237,7 +239,8 @@ def _prevention(lab: Lab, found: Mapping[str, Difference], what: str, words: str
     return Finding(
         verdict=verdict,
         because=words + "Fall of the share of dead units, as a share of it: "
-        + "; ".join(f"{key} {said(value, 2)}" for key, value in found.items()) + f" (it counts from {EASED:g} on).",
+        + "; ".join(f"{key} {said(value, 2)}" for key, value in found.items()) 
+        + f" (it counts from {EASED:g} on; below 0 it rises).",
         measured=f"fall of the share of dead units, {next(iter(found))}",
         number=first.mean, low=first.low, high=first.high, seeds=len(lab.seeds), depends_on=on,
         figure=_falls(f"Fewer dead units: {what}", "fall, as a share of the dead", found),

@@ -43,8 +43,8 @@ def sigmoid_vanishing(
     with_norm = _signals(lab, name, inits[0], "batch_norm")
     return Finding(
         verdict=verdict,
-        because=f"At {FAR:g} the slope is {tails.mean:.2g} of its greatest. A layer back, the gradient's mean square is "
-        f"multiplied by {rest}{predicted}. With BatchNorm before the function the factor is "
+        because=f"At {FAR:g} the slope is {tails.mean:.2g} of its greatest. A layer back, the gradient's mean square "
+        f"is multiplied by {rest}{predicted}. With BatchNorm before the function the factor is "
         f"{said(geometric([factor(s) for s in with_norm]))}.",
         measured=f"factor a layer on the gradient's mean square, {name}, {inits[0]}",
         number=first.mean, low=first.low, high=first.high, unit="a layer", seeds=len(lab.seeds), depends_on=on,

@@ -24,7 +24,7 @@ class Setting:
     """How much is spent on each experiment."""
 
     quick: bool = False
-    seeds: int = 6
+    seeds: int = 10
     tuning_seeds: int = 2
     steps: int = 200
     width: int = 64

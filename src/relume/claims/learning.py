@@ -22,9 +22,11 @@ CALIBRATED = 0.05  # mean distance of stated and true frequencies: a stated 80 %
 SETTINGS = ((2, ""), (2, "batch_norm"), (6, ""), (6, "batch_norm"))  # hidden layers, norm
 
 
-def relu_faster_convergence(lab: Lab, name: str = "relu", rival: str = "sigmoid") -> Finding:
+def relu_faster_convergence(
+    lab: Lab, name: str = "relu", rival: str = "sigmoid", settings: Sequence[tuple[int, str]] = SETTINGS
+) -> Finding:
     """Steps that both need to learn the digits, at two depths, with and without BatchNorm."""
-    pairs = {_where(d, n): (_recipe(lab, rival, d, n), _recipe(lab, name, d, n)) for d, n in SETTINGS}
+    pairs = {_where(d, n): (_recipe(lab, rival, d, n), _recipe(lab, name, d, n)) for d, n in settings}
     found = _ratios_of_steps(lab, pairs)
     verdict, on = judge({where: answer(value, MATTERS) for where, value in found.items()})
     return _speed(lab, f"{rival} over {name}", found, verdict, on)
@@ -87,14 +89,14 @@ def sigmoid_probability(lab: Lab, head: str = "sigmoid") -> Finding:
     (lessons,) = lab.tuned_lessons(lab.recipe(task="odd", head=head))
     error = mean_interval([lesson.calibration for lesson in lessons])
     accuracy = mean_interval(_scores(lessons))
-    can = below(error, CALIBRATED) if all(lesson.inside for lesson in lessons) else "no"
+    can = below(error, CALIBRATED) if all(lesson.inside for lesson in lessons) else fact(False)
     verdict, on = judge({"values in (0, 1)": fact(inside), "a probability": can})
     return Finding(
         verdict=verdict,
-        because=f"For |x| up to 30 its values {'stay' if inside else 'do not stay'} inside (0, 1); float32 rounds sigmoid "
-        f"to 1 from 16.6 on. As the output of a network that says whether a digit is odd ({100 * accuracy.mean:.1f} % "
-        f"right on held-out images) its values differ from the true frequencies by {said(error, 2)} in the mean "
-        f"(calibrated: below {CALIBRATED:g}).",
+        because=f"For |x| up to 30 its values {'stay' if inside else 'do not stay'} inside (0, 1); float32 rounds "
+        f"sigmoid to 1 from 16.6 on. As the output of a network that says whether a digit is odd "
+        f"({100 * accuracy.mean:.1f} % right on held-out images) its values differ from the true frequencies "
+        f"by {said(error, 2)} in the mean (calibrated: below {CALIBRATED:g}).",
         measured=f"expected calibration error on held-out images, {head} output",
         number=error.mean, low=error.low, high=error.high, seeds=len(lab.seeds), depends_on=on,
         figure=dots("Calibration, one row a seed", "expected calibration error", {
@@ -183,10 +185,12 @@ def choose_by_experiment(
             for task, depth, norm in tasks
         }
     # Of each pair, how reliably they change places: by the weaker of both leads.
-    places = {pair: _changes_places(list(by_task.values())) for pair, by_task in ratios.items()}
+    places: dict[tuple[str, str], Answer] = {
+        pair: _changes_places(list(by_task.values())) for pair, by_task in ratios.items()
+    }
     pair = max(places, key=lambda each: _lead(list(ratios[each].values())))
-    verdict, on = judge({f"{a} and {b} change places": places[a, b] for a, b in [pair]})
     a, b = pair
+    verdict, on = judge({f"{a} and {b} change places": places[pair]})
     shown = ratios[pair]
     best = {f"{t} at {_where(d, n)}": min(names, key=lambda x: sum(v.mean_loss for v in lessons[t, d, n, x]))
             for t, d, n in tasks}  # fmt: skip
@@ -197,7 +201,8 @@ def choose_by_experiment(
         f"Loss of {a} over that of {b}: " + "; ".join(f"{k} {said(v)}" for k, v in shown.items()) + ".",
         measured=f"loss of {a} over that of {b}, where that is largest",
         number=first.mean, low=first.low, high=first.high, unit="times", seeds=len(lab.seeds), depends_on=on,
-        figure=dots(f"Mean loss over the run: {a} over {b}", "ratio of losses", shown, mark=1, mark_name="same", log=True),
+        figure=dots(f"Mean loss over the run: {a} over {b}", "ratio of losses", shown, mark=1, mark_name="same",
+                    log=True),
     )  # fmt: skip
 
 

@@ -119,7 +119,7 @@ def layer(inputs: int, outputs: int, init: str, gain: float = 1.0, bias: float =
     }
     with torch.no_grad():
         if init == "torch":
-            linear.bias += bias
+            linear.bias.add_(bias)
         else:
             linear.weight.copy_(draws * deviations[init])
             linear.bias.fill_(bias)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from relume.activations import activation
-from relume.claims.cost import MATTERS, elementwise
+from relume.claims.cost import MATTERS, SIZES, elementwise, rounds
 from relume.claims.judging import answer, below, dots, exact, fact, judge, said
 from relume.claims.lab import Lab
 from relume.claims.networks import Stack, function, propagate_once
@@ -90,17 +90,22 @@ def softplus_smooth(lab: Lab, name: str = "softplus", rival: str = "relu") -> Fi
     far = np.concatenate([np.linspace(-50, -10, 100), np.linspace(10, 50, 100)])
     apart = float(np.abs(activation(name).value(far) - np.maximum(far, 0)).max())
     smooth = activation(name).smooth and jump < SAME_SLOPE
-    cost = elementwise(lab, name, rival)
+    costs = {place: elementwise(lab, name, rival, place) for place in SIZES}
+    cost = next(iter(costs.values()))
     verdict, on = judge(
-        {"a smooth ReLU": fact(smooth and apart < LIKE_RELU), f"costs more than {rival}": answer(cost, MATTERS)}
+        {
+            "a smooth ReLU": fact(smooth and apart < LIKE_RELU),
+            **{f"costs more than {rival} {place}": answer(value, MATTERS) for place, value in costs.items()},
+        }
     )
     x = torch.linspace(-4, 4, 201, dtype=torch.float64)
     return Finding(
         verdict=verdict,
-        because=f"Across zero its slope changes by {jump:.2g} ({'no' if smooth else 'a'} corner); beyond 10 it is within "
-        f"{apart:.2g} of ReLU. Alone it takes {said(cost)} times as long as {rival}, forward and backward.",
-        measured=f"ratio of time, {name} over {rival}, forward and backward",
-        number=cost.mean, low=cost.low, high=cost.high, unit="times", seeds=1, depends_on=on,
+        because=f"Across zero its slope changes by {jump:.2g} ({'no' if smooth else 'a'} corner); beyond 10 it is "
+        f"within {apart:.2g} of ReLU. Forward and backward it takes as long as {rival} "
+        + " and ".join(f"{said(value)} times {place}" for place, value in costs.items()) + ".",
+        measured=f"ratio of time, {name} over {rival}, forward and backward, {next(iter(costs))}",
+        number=cost.mean, low=cost.low, high=cost.high, unit="times", seeds=rounds(lab), depends_on=on,
         figure=_lines("Slopes around zero", "x", "slope", {
             each: (x, _slope(each, x)) for each in dict.fromkeys((name, "relu"))}),
     )  # fmt: skip
@@ -141,17 +146,17 @@ def tanh_more_expressive(lab: Lab, name: str = "tanh", rival: str = "sigmoid") -
     x = np.linspace(-6, 6, 601)
     wanted, other = activation(name).value(x), activation(rival)
     fit = least_squares(lambda p: p[0] + p[1] * other.value(p[2] * x + p[3]) - wanted, (0.0, 1.0, 1.0, 0.0),
-                        xtol=1e-15, ftol=1e-15, gtol=1e-15).x  # fmt: skip
+                        xtol=1e-15, ftol=1e-15, gtol=1e-15).x.round(9) + 0.0  # fmt: skip
     found = mean_interval([_translated(name, rival, tuple(fit), seed) for seed in lab.seeds])
     verdict, on = judge({"beyond the other's reach": answer(found, EXACT)})
     at = torch.tensor(x)
     moved = fit[0] + fit[1] * other.value(fit[2] * x + fit[3])
     return Finding(
         verdict=verdict,
-        because=f"{name}(x) is {fit[0]:.3g} {fit[1]:+.3g} {rival}({fit[2]:.3g} x {fit[3]:+.3g}) at best. Random networks "
-        f"of three hidden layers, so translated by their weights alone, differ by {said(found, 2)} of the spread of "
-        f"their outputs (the same function: below {EXACT:g}). How well either trains is another matter: see "
-        "tanh-centred-faster.",
+        because=f"{name}(x) is {fit[0]:.3g} {fit[1]:+.3g} {rival}({fit[2]:.3g} x {fit[3]:+.3g}) at best. Random "
+        f"networks of three hidden layers, so translated by their weights alone, differ by {said(found, 2)} of "
+        f"the spread of their outputs (the same function: below {EXACT:g}). How well either trains is another "
+        "matter: see tanh-centred-faster.",
         measured=f"largest difference between a {name} network and its translation, over the outputs' spread",
         number=found.mean, low=found.low, high=found.high, seeds=len(lab.seeds), depends_on=on,
         figure=_lines(f"{name}, and {rival} moved and stretched", "x", "value", {
