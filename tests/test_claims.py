@@ -57,7 +57,7 @@ FLIPS: dict[str, tuple[dict[str, Any], str]] = {
     "init-prevents": ({"baselines": ("torch",), "bias": -3.0}, "supported"),
     "learning-rate-prevents": ({"high": 0.003}, "refuted"),
     "smaller-prevents": ({"smaller": {"the same": (1.0, 1.0)}}, "refuted"),
-    "mixing-prevents": ({"second": "relu", "mixed": ("softsign",)}, "supported"),
+    "mixing-prevents": ({"pairs": (("relu", "relu"),), "mixed": ("softsign",)}, "supported"),
     "tanh-range": ({"name": "relu"}, "refuted"),
     "tanh-costlier": ({"name": "relu", "rivals": ("mish",)}, "refuted"),
     "tanh-centred-faster": ({"rival": "tanh", "offset": 0.0}, "refuted"),

@@ -67,7 +67,7 @@ def _costs_more(lab: Lab, dear: tuple[str, ...], cheap: tuple[str, ...], what: s
     for a in dear:
         for b in cheap:
             for place in SIZES:
-                found[f"{a} / {b} alone, {place}"] = elementwise(lab, a, b, place)
+                found[f"{a} / {b} alone {place}"] = elementwise(lab, a, b, place)
             found[f"{a} / {b} in a training step"] = in_network(lab, a, b)
     verdict, on = judge({key: answer(value, MATTERS) for key, value in found.items()})
     first = next(iter(found.values()))

@@ -118,33 +118,39 @@ def smaller_prevents(lab: Lab, smaller: Mapping[str, tuple[float, float]] | None
     )  # fmt: skip
 
 
-def mixing_prevents(lab: Lab, first: str = "relu", second: str = "tanh", mixed: Sequence[str] = ()) -> Finding:
+def mixing_prevents(
+    lab: Lab,
+    pairs: Sequence[tuple[str, str]] = (("relu", "tanh"), ("relu", "elu")),
+    mixed: Sequence[str] = (),
+) -> Finding:
     """Layers of two functions in turn: units stuck against the first, steps to learn against the faster of both."""
-    both = tuple(mixed) or (first, second)
-    pure, blend = _ill(lab, depth=6, activations=(first,)), _ill(lab, depth=6, activations=both)
-    one, two = lab.lessons(pure, blend)
-    found = {f"units stuck, against {first}": _fall(_stuck(one), _stuck(two))}
-    recipes = [lab.recipe(depth=6, activations=names) for names in ((first,), (second,), both)]
-    a, b, c = ([steps_to_learn(lesson) for lesson in lessons] for lessons in lab.tuned_lessons(*recipes))
-    fastest = min((a, b), key=fmean)
-    speed = geometric([x / y for x, y in zip(fastest, c, strict=True)])
+    falls, speeds, steps = {}, {}, {}
+    for first, second in pairs:
+        both = tuple(mixed) or (first, second)
+        label = f"{' with '.join(both)}"
+        one, two = lab.lessons(*(_ill(lab, depth=6, activations=names) for names in ((first,), both)))
+        falls[label] = _fall(_stuck(one), _stuck(two))
+        recipes = [lab.recipe(depth=6, activations=names) for names in ((first,), (second,), both)]
+        a, b, c = ([steps_to_learn(lesson) for lesson in lessons] for lessons in lab.tuned_lessons(*recipes))
+        speeds[label] = geometric([x / y for x, y in zip(min((a, b), key=fmean), c, strict=True)])
+        steps |= {first: mean_interval(a), second: mean_interval(b), label: mean_interval(c)}
     verdict, on = judge(
         {
-            "fewer units stuck": answer(found[f"units stuck, against {first}"], EASED),
-            "as fast as the faster part": answer(speed, SPEED_KEPT),
+            **{f"fewer units stuck in {label}": answer(value, EASED) for label, value in falls.items()},
+            **{f"{label} as fast as its faster part": answer(value, SPEED_KEPT) for label, value in speeds.items()},
         }
     )
-    fall = found[f"units stuck, against {first}"]
+    fall = next(iter(falls.values()))
     return Finding(
         verdict=verdict,
-        because=f"In six layers of {' and '.join(both)} in turn, trained at a high rate, the share of dead or "
-        f"saturated units falls by {said(fall, 2)} of that with {first} alone (below 0: it rises). At the best "
-        f"rates the faster of {first} and {second} needs {said(speed)} times the mixture's steps (as fast: above "
-        f"{SPEED_KEPT:.2g}).",
-        measured=f"fall of the share of units stuck, of that with {first}",
+        because="In six layers, in turn. Fall of the share of dead or saturated units after training at a high rate, as "
+        f"a share of that with {' and '.join(dict.fromkeys(a for a, _ in pairs))} alone (below 0: it rises): "
+        + "; ".join(f"{label} {said(value, 2)}" for label, value in falls.items())
+        + f". At the best rates, steps of the faster part over the mixture's (as fast: above {SPEED_KEPT:.2g}): "
+        + "; ".join(f"{label} {said(value)}" for label, value in speeds.items()) + ".",
+        measured=f"fall of the share of units stuck, {next(iter(falls))}",
         number=fall.mean, low=fall.low, high=fall.high, seeds=len(lab.seeds), depends_on=on,
-        figure=dots("A mixture beside its parts", "steps to learn", {
-            name: mean_interval(steps) for name, steps in ((first, a), (second, b), (" and ".join(both), c))}),
+        figure=dots("Mixtures beside their parts", "steps to learn", steps),
     )  # fmt: skip
 
 
@@ -239,7 +245,7 @@ def _prevention(lab: Lab, found: Mapping[str, Difference], what: str, words: str
     return Finding(
         verdict=verdict,
         because=words + "Fall of the share of dead units, as a share of it: "
-        + "; ".join(f"{key} {said(value, 2)}" for key, value in found.items()) 
+        + "; ".join(f"{key} {said(value, 2)}" for key, value in found.items())
         + f" (it counts from {EASED:g} on; below 0 it rises).",
         measured=f"fall of the share of dead units, {next(iter(found))}",
         number=first.mean, low=first.low, high=first.high, seeds=len(lab.seeds), depends_on=on,

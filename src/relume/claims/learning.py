@@ -115,14 +115,14 @@ def output_scenarios(
     gain = _difference(other, binary)
     inside = all(lesson.inside for lesson in binary)
     classes = _gain(lab, _recipe(lab, other_hidden, 6), _recipe(lab, hidden, 6))
-    found = {f"binary output: {head} minus {other_head}": gain, f"hidden: {hidden} minus {other_hidden}": classes}
+    found = {f"output: {head} minus {other_head}": gain, f"hidden: {hidden} minus {other_hidden}": classes}
     verdict, on = judge(
         {
             f"{head} for a binary output": answer(gain, -POINTS) if inside else "no",
             f"{hidden} for hidden layers": answer(classes, POINTS),
         }
     )
-    finding = _accuracy(lab, f"{hidden} minus {other_hidden} in six hidden layers, ten classes",
+    finding = _accuracy(lab, "in the output layer and in six hidden ones",
                         dict(reversed(found.items())), verdict, on)  # fmt: skip
     where = "stay" if inside else "do not stay"
     return _with_words(

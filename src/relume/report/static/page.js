@@ -302,7 +302,8 @@
       y: { type: d.log_y ? "log" : "linear", label: null, nice: !d.log_y },
       marks: [
         Plot.gridY(...atTicks, { stroke: grid, strokeOpacity: 1, ticks: 5 }),
-        Plot.axisY(...atTicks, { ticks: 5, tickSize: 0, tickFormat: short, label: d.y, labelAnchor: "top", labelArrow: "up", labelOffset: left - 4 }),
+        Plot.axisY(...atTicks, { ticks: 5, tickSize: 0, tickFormat: short, label: null }),
+        Plot.text([`↑ ${d.y}`], { frameAnchor: "top-left", textAnchor: "start", dx: 6 - left, dy: -22 }),
         Plot.axisX(...(d.log_x ? [logTicks(d3.min(every, (p) => p.x), d3.max(every, (p) => p.x))] : []), { ticks: ticks(width - 72), tickSize: 3, tickFormat: short, label: d.x, labelAnchor: "center", labelArrow: "right", labelOffset: 36 }),
         points.map((curve, k) => (curve.some((p) => finite(p.low)) ? Plot.areaY(curve, { x: "x", y1: (p) => (d.log_y ? Math.max(p.low, Number.MIN_VALUE) : p.low), y2: "high", fill: HUES[k % HUES.length], fillOpacity: 0.16 }) : null)),
         points.map((curve, k) => Plot.line(curve, { x: "x", y: "y", stroke: HUES[k % HUES.length], strokeWidth: 2, strokeDasharray: DASHES[k % DASHES.length] })),
@@ -312,7 +313,7 @@
             const y = 8 + 20 * line;
             const stroke = element("line", { x1: across, x2: across + 26, y1: y, y2: y, stroke: HUES[k % HUES.length], "stroke-width": 2 });
             if (DASHES[k % DASHES.length]) stroke.setAttribute("stroke-dasharray", DASHES[k % DASHES.length]);
-            const text = element("text", { x: across + 31, y: y + 4, fill: "var(--ink)" });
+            const text = element("text", { x: across + 31, y: y + 4, fill: "var(--ink)", "text-anchor": "start" });
             text.textContent = name;
             group.append(stroke, text);
           }
