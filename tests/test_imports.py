@@ -42,10 +42,10 @@ ORDER = (
     "remedies",
     "trial",
     "heal",
+    "demo",
     "claims",
     "explorer",
     "integrations",
-    "demo",
     "loading",
     "cli",
 )

@@ -267,7 +267,90 @@
     });
   }
 
-  const CHARTS = { map: unitMap, gradients, loss, replays, trial, curve };
+  // Named numbers with their intervals, one row each; what lies beyond the axis ends at its edge.
+  function rows(d, width) {
+    const series = d.series[0];
+    const points = series.x.map((name, i) => ({ name, i, v: series.y[i], low: series.low[i], high: series.high[i] }));
+    const known = points.filter((p) => finite(p.v) && (!d.log_x || p.v > 0));
+    const marked = finite(d.mark) ? [d.mark] : [];
+    // An interval much longer than the numbers are apart would squeeze them into one place.
+    const values = [...known.map((p) => p.v), ...marked];
+    const scale = d.log_x ? Math.log10 : (v) => v;
+    const [least, most] = [d3.min(values), d3.max(values)];
+    const room = 2 * Math.max(scale(most) - scale(least), d.log_x ? 0.15 : 0.05 * Math.max(Math.abs(least), Math.abs(most)) || 1);
+    const back = d.log_x ? (v) => 10 ** v : (v) => v;
+    const bounds = [back(scale(least) - room), back(scale(most) + room)];
+    const ends = [...values, ...known.flatMap((p) => [p.low, p.high])].filter((v) => finite(v) && v >= bounds[0] && v <= bounds[1]);
+    const beyond = known.some((p) => !finite(p.low) || p.low < bounds[0] || !finite(p.high) || p.high > bounds[1]);
+    let [low, high] = d3.extent(beyond ? [...ends, ...bounds] : ends);
+    const pad = (scale(high) - scale(low)) * 0.06 || (d.log_x ? 0.1 : 0.5);
+    [low, high] = [back(scale(low) - pad), back(scale(high) + pad)];
+    const hold = (v, end) => (finite(v) ? Math.max(low, Math.min(high, v)) : end);
+    const at = layout(points.map((p) => p.name), [], width);
+    const atTicks = d.log_x ? [logTicks(low, high)] : [];
+    return Plot.plot({
+      width, height: points.length * at.rowHeight + 64, style,
+      marginLeft: at.left, marginRight: 24, marginTop: at.above ? 30 : 22, marginBottom: 42,
+      x: { type: d.log_x ? "log" : "linear", domain: [low, high], label: null },
+      y: { type: "point", domain: d3.range(points.length), padding: 0.5, label: null, axis: null },
+      marks: [
+        Plot.gridX(...atTicks, { stroke: grid, strokeOpacity: 1, ticks: ticks(width - at.left) }),
+        Plot.axisX(...atTicks, { ticks: ticks(width - at.left), tickSize: 0, tickFormat: short, label: d.x, labelAnchor: "center", labelArrow: "right", labelOffset: 36 }),
+        Plot.ruleX(marked, { stroke: "var(--soft)", strokeWidth: 1.2, strokeDasharray: "3 3" }),
+        Plot.text(marked.map((v) => ({ v })), { x: "v", frameAnchor: "top", dy: at.above ? -20 : -14, text: () => d.mark_name, fill: "var(--soft)" }),
+        Plot.ruleY(known, { y: "i", x1: (p) => hold(p.low, low), x2: (p) => hold(p.high, high), stroke: "var(--eased)", strokeWidth: 2.4, strokeLinecap: "round" }),
+        Plot.dot(known, { x: "v", y: "i", r: 5, stroke: "var(--eased)", strokeWidth: 2, fill: "var(--paper)" }),
+        names(points, (p) => p.name, () => false, at),
+      ],
+    });
+  }
+
+  // Curves with their names above the chart, told apart by dashes as well as by hue; intervals are bands.
+  const HUES = ["var(--eased)", "var(--bad)", "var(--good)", "var(--plain)", "var(--saturated)", "var(--ink)"];
+  const DASHES = [null, "7 4", "2 3", "9 3 2 3", "12 5", "1 4"];
+  function lines(d, width) {
+    const points = d.series.map((s, k) => s.x.map((x, i) => ({ x, y: s.y[i], low: s.low[i], high: s.high[i], k })).filter((p) => finite(p.y) && (!d.log_y || p.y > 0)));
+    const every = points.flat();
+    // The key: as many names a line as there is room for.
+    let across = 0, line = 0;
+    const key = d.series.map((s, k) => {
+      const long = textWidth(s.name) + 46;
+      if (across && across + long > width - 20) { across = 0; line += 1; }
+      const place = { name: s.name, k, across, line };
+      across += long;
+      return place;
+    });
+    const top = 20 * (line + 1) + 30;
+    const atTicks = d.log_y ? [logTicks(d3.min(every, (p) => p.y), d3.max(every, (p) => p.y))] : [];
+    const left = 54;
+    return Plot.plot({
+      width, height: 230 + top, style, marginLeft: left, marginRight: 18, marginTop: top, marginBottom: 40,
+      x: { type: d.log_x ? "log" : "linear", label: null },
+      y: { type: d.log_y ? "log" : "linear", label: null, nice: !d.log_y },
+      marks: [
+        Plot.gridY(...atTicks, { stroke: grid, strokeOpacity: 1, ticks: 5 }),
+        Plot.axisY(...atTicks, { ticks: 5, tickSize: 0, tickFormat: short, label: null }),
+        Plot.text([`↑ ${d.y}`], { frameAnchor: "top-left", textAnchor: "start", dx: 6 - left, dy: -22 }),
+        Plot.axisX(...(d.log_x ? [logTicks(d3.min(every, (p) => p.x), d3.max(every, (p) => p.x))] : []), { ticks: ticks(width - 72), tickSize: 3, tickFormat: short, label: d.x, labelAnchor: "center", labelArrow: "right", labelOffset: 36 }),
+        points.map((curve, k) => (curve.some((p) => finite(p.low)) ? Plot.areaY(curve, { x: "x", y1: (p) => (d.log_y ? Math.max(p.low, Number.MIN_VALUE) : p.low), y2: "high", fill: HUES[k % HUES.length], fillOpacity: 0.16 }) : null)),
+        points.map((curve, k) => Plot.line(curve, { x: "x", y: "y", stroke: HUES[k % HUES.length], strokeWidth: 2, strokeDasharray: DASHES[k % DASHES.length] })),
+        () => {
+          const group = element("g", {});
+          for (const { name, k, across, line } of key) {
+            const y = 8 + 20 * line;
+            const stroke = element("line", { x1: across, x2: across + 26, y1: y, y2: y, stroke: HUES[k % HUES.length], "stroke-width": 2 });
+            if (DASHES[k % DASHES.length]) stroke.setAttribute("stroke-dasharray", DASHES[k % DASHES.length]);
+            const text = element("text", { x: across + 31, y: y + 4, fill: "var(--ink)", "text-anchor": "start" });
+            text.textContent = name;
+            group.append(stroke, text);
+          }
+          return group;
+        },
+      ],
+    });
+  }
+
+  const CHARTS = { map: unitMap, gradients, loss, replays, trial, curve, rows, lines };
   const SOURCE = { map: "maps", curve: "curves" };
 
   function draw(figure, width) {
@@ -293,7 +376,7 @@
   }
 
   // On paper nothing can be unfolded, and a chart drawn for a wide screen would have tiny letters.
-  const PAPER = { map: 212, loss: 330, gradients: 330, replays: 680, trial: 680, curve: 330 };
+  const PAPER = { map: 212, loss: 330, gradients: 330, replays: 680, trial: 680, curve: 330, rows: 680, lines: 560 };
   let unfolded = [];
   addEventListener("beforeprint", () => {
     unfolded = [...document.querySelectorAll("details:not([open], .many)")];
