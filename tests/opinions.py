@@ -1,4 +1,4 @@
-"""Each function of the catalogue as its paper writes it, for mpmath: the second opinion on every row.
+"""Each function of the catalogue as its paper writes it, for mpmath: the second opinion on every row, and where to ask.
 
 A function of several numbers takes them all; CReLU gives both its outputs.
 """
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import mpmath
+import numpy as np
 from mpmath import mpf
 
 from relume.activations import Activation
@@ -182,3 +183,39 @@ def partials(row: Activation, *operands: Number, **parameters: float) -> list[Nu
         for k in range(row.outputs)
         for order in orders
     ]
+
+
+# --- where rows are checked -------------------------------------------------------------------------------------------
+
+
+def settings(row: Activation) -> list[dict[str, float]]:
+    """The default parameters, and each parameter moved to half and to twice its default, or around 0 by a half."""
+    moved = [
+        {name: value}
+        for name, p in row.parameters.items()
+        for value in ((p.default * 0.5, p.default * 2.0) if p.default else (-0.5, 0.5))
+    ]
+    return [{}, *moved]
+
+
+def away_from(points: tuple[float, ...], x: np.ndarray, distance: float = 1e-6) -> np.ndarray:
+    return x[np.all([np.abs(x - point) > distance for point in points], axis=0)] if points else x
+
+
+def wide_scan() -> np.ndarray:
+    """Points over [-1e4, 1e4], dense where functions bend."""
+    steps = np.concatenate([np.linspace(0, 30, 3001), np.geomspace(30, 1e4, 500)])
+    return np.unique(np.concatenate([-steps, steps]))
+
+
+def several(row: Activation, x: np.ndarray) -> list[tuple[Any, ...]]:
+    """The operands of a row: x as the last, with a few numbers for the others."""
+    return [(x,)] if row.operands == 1 else [(np.full_like(x, a), x) for a in (1.0, -0.7, 2.3)]
+
+
+def both(found: Any) -> tuple[Any, ...]:
+    return found if isinstance(found, tuple) else (found,)
+
+
+def close(found: np.ndarray, expected: np.ndarray, rtol: float, atol: float) -> None:
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol)

@@ -401,7 +401,8 @@ def test_json_holds_the_numbers(tmp_path: Path):
 
 def test_html_is_written(tmp_path: Path):
     """--html writes a page, for one function and for a selection that may be empty."""
-    for name, arguments in {"one": ["mish"], "all": [], "none": ["--bounded", "--cannot-saturate", "--monotone"]}.items():
+    nobody = ["--bounded", "--cannot-saturate", "--monotone"]
+    for name, arguments in {"one": ["mish"], "all": [], "none": nobody}.items():
         path = tmp_path / f"{name}.html"
         result = run(*arguments, "--html", str(path))
         assert result.exit_code == 0 and path.read_text().startswith("<!doctype html>")

@@ -2,7 +2,7 @@
 
 A row declares the least: formula, derivative, tails, range, paper, and the names under which torch knows the function.
 The rest (whether units can die, what is smooth, the mean under normal inputs) is derived from that. A new function is
-one more row in `catalogue.py` and no code elsewhere. Nothing here imports torch.
+one more row in `table/` and no code elsewhere. Nothing here imports torch.
 """
 
 from relume.activations.catalogue import ACTIVATIONS, activation, activations
