@@ -416,7 +416,7 @@ def test_saving(tmp_path: Path):
     assert json.loads(foreseen.save(tmp_path / "new" / "f.json").read_text())["healthy"] is True
     html = foreseen.save(tmp_path / "f.html").read_text()
     assert "<table>" in html
-    assert "http://" not in html.split("<body>")[1]
+    assert "default-src 'none'" in html and "src=" not in html.split("<body>")[1].split("<script")[0]
     assert "<table>" in foreseen._repr_html_()
     with pytest.raises(RelumeError, match=r"cannot save as 'f.txt'(.|\n)*Use .html or .json, such as 'f.html'"):
         foreseen.save(tmp_path / "f.txt")

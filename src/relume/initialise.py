@@ -141,16 +141,25 @@ def draw_he(spot: Spot) -> str:
 
 
 def draw_xavier(spot: Spot) -> str:
-    """Glorot & Bengio's variance 2 / (fan_in + fan_out). For a sigmoid, 1/2 + tanh(x/2)/2, twice that on either side
-    of it, and a bias that centres its outputs, make it the tanh that the rule was derived for."""
-    module = spot.module
+    """Glorot & Bengio's variance 2 / (fan_in + fan_out)."""
+    return _draw_xavier(spot, 1.0)
+
+
+def draw_xavier_as_tanh(spot: Spot) -> str:
+    """As `draw_xavier`, but a sigmoid, 1/2 + tanh(x/2)/2, becomes the tanh that the rule was derived for: twice the
+    weights on either side of it, and a bias that centres its outputs."""
     own, fed = (s is not None and s.activation == "sigmoid" for s in (spot.site, spot.before))
-    std = math.sqrt(2 / sum(fans_of(module))) * (2 if own else 1) * (2 if fed else 1)
-    module.weight.normal_(0, std)
-    _zero_bias(module)
-    if fed and module.bias is not None:
-        module.bias.copy_(-_unit_sums(module) / 2)
-        return f"weights drawn with std {std:.3g}, biases centre the sigmoids before"
+    words = _draw_xavier(spot, (2.0 if own else 1.0) * (2.0 if fed else 1.0))
+    if fed and spot.module.bias is not None:
+        spot.module.bias.copy_(-_unit_sums(spot.module) / 2)
+        words += ", biases centre the sigmoids before"
+    return words
+
+
+def _draw_xavier(spot: Spot, factor: float) -> str:
+    std = factor * math.sqrt(2 / sum(fans_of(spot.module)))
+    spot.module.weight.normal_(0, std)
+    _zero_bias(spot.module)
     return f"weights drawn with std {std:.3g}"
 
 
@@ -313,7 +322,7 @@ def init_(model: nn.Module, scheme: str = "critical", *, example_input: Any = No
     - "critical": gradients keep their size through any depth, where the input has mean square 1. Where a function has
       no critical point that holds itself, biases also take away the mean of its outputs.
     - "he", "xavier", "lecun": the variances gain^2 / fan_in, 2 / (fan_in + fan_out), 1 / fan_in. He's gain is that of
-      any function, and next to a sigmoid Xavier's rule is rewritten as for a tanh.
+      any function.
     - "lsuv": orthonormal, then scaled to outputs of variance 1 on `example_input`, which must be given.
     - "rai": few units are born dead. "sigmoid_centred": sigmoids as tanh at its critical point.
 

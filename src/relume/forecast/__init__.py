@@ -195,10 +195,12 @@ def _advice(layers: Sequence[LayerForecast], ratio: float | None, mends: _Mends)
         advice.append(
             f"Multiply the weights of {len(found)} layers by {by} (column scale) to keep the gradient's size."
         )
+        advice.append('Or draw weights and biases anew for these functions: relume.init_(model, "critical").')
     elif mends.hopeless:
         advice.append(
             f"No scale of the weights mends this: values outgrow {function_name(mends.hopeless)} before gradients keep "
-            "their size. Change the function, or normalise by batch."
+            'their size. Draw weights and biases anew, relume.init_(model, "critical"), change the function, or '
+            "normalise by batch."
         )
     elif ratio is not None and ratio > GRADIENT_RATIO and not mends.chain:
         advice.append("Branches or normalisation make it grow: start each branch's last layer near 0.")

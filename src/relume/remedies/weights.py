@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from relume.errors import RemedyError
-from relume.initialise import Draw, draw_he, draw_orthonormal, draw_xavier, redraw, scale_to_unit_variance
+from relume.initialise import Draw, draw_he, draw_orthonormal, draw_xavier_as_tanh, redraw, scale_to_unit_variance
 from relume.remedies.record import Edit, Network, nothing_fits, targets_of, wiring_of
 from relume.surgery import forget
 
@@ -32,7 +32,7 @@ def he_init(network: Network) -> Edit:
 
 
 def xavier_init(network: Network) -> Edit:
-    return Edit(changes=_redrawn(network, "xavier_init", draw_xavier))
+    return Edit(changes=_redrawn(network, "xavier_init", draw_xavier_as_tanh))
 
 
 def lsuv_init(network: Network) -> Edit:

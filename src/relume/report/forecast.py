@@ -12,17 +12,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from relume.errors import RelumeError
 from relume.recording import layer_name, to_json
 from relume.report.history import function_name
-from relume.report.markup import table
+from relume.report.markup import figure, table
 from relume.report.numerals import count, number, percent
-from relume.report.words import joined
+from relume.report.words import CHART, joined
 from relume.symptoms.record import BORN_EXCESS, DEAD_OF_SITE, ENOUGH_SAMPLES, FEWEST_SITES, GRADIENT_RATIO
 
 WIDTH = 100  # of plain text
 LIKE = 0.15  # relative: neighbouring rows of the text that differ by less are shown as one
 GAINS = {math.sqrt(1 / 3): "PyTorch's default", 1.0: "Xavier's", math.sqrt(2): "He's"}  # root of fan-in * mean square
+GRADIENT = "relative gradient (rms)"
 NEAR_GAIN = 0.05  # relative: a drawn weight matrix is as far from its distribution
 
 
@@ -269,34 +269,34 @@ def _body(forecast: Forecast) -> str:
         f"<h2>{escape(title)}</h2><ul>{''.join(f'<li>{escape(s)}</li>' for s in sentences)}</ul>"
         for title, sentences in _rest(forecast)
     )
-    caption = "Layer by layer; gradient relative to the last layer, factor to the next"
+    caption = "gradient: relative to the last layer; factor: to the next layer"
     return (
-        f"<h1>{escape(headline(forecast))}</h1>" + (f"<ul>{items}</ul>" if items else "")
-        + (table(_HEAD, rows, caption, _NUMBERS) if rows else "") + rest
+        f'<p class="kicker">relume forecast</p><h1>{escape(headline(forecast))}</h1>' + (f"<ul>{items}</ul>" if items else "")
+        + (figure("gradients", f"{GRADIENT}, by layer: {headline(forecast)}") if _curve(forecast) else "")
+        + ("<h2>Layer by layer</h2>" + table(_HEAD, rows, caption, _NUMBERS) if rows else "") + rest
     )  # fmt: skip
 
 
 def page(forecast: Forecast) -> str:
     """One offline page."""
-    from relume.report.html import _policy, _static
+    from relume.report.html import frame
 
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en">',
-            "<head>",
-            '<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_policy(())}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="color-scheme" content="light dark">',
-            f"<title>relume: {escape(headline(forecast))}</title>",
-            f"<style>{_static('page.css')}</style>",
-            "</head>",
-            f"<body><main>{_body(forecast)}</main></body>",
-            "</html>",
-            "",
-        ]
-    )
+    data = {"words": {**CHART, "gradient": GRADIENT}, "gradients": _curve(forecast)}
+    return frame(headline(forecast), f"<main>{_body(forecast)}</main>", data)
+
+
+def _curve(forecast: Forecast) -> dict[str, Any] | None:
+    """Gradients by layer as the page's script draws them; None where there is nothing to draw."""
+    sizes = [layer.gradient for layer in forecast.layers]
+    seen = [size for size in sizes if size]
+    if len(seen) < 2:
+        return None
+    points = [
+        {"layer": layer_name(layer.name), "depth": depth, "norm": layer.gradient, "when": 0}
+        for depth, layer in enumerate(forecast.layers, start=1)
+        if layer.gradient is not None
+    ]
+    return {"points": points, "steps": [0], "layers": len(sizes), "low": min(seen), "high": max(seen)}
 
 
 def write(forecast: Forecast, path: Path, kind: str = "") -> Path:
@@ -304,16 +304,9 @@ def write(forecast: Forecast, path: Path, kind: str = "") -> Path:
 
     A folder that is missing is made. Raises RelumeError for another suffix, or where nothing can be written.
     """
-    kind = kind or path.suffix
-    if kind not in (".html", ".json"):
-        raise RelumeError(
-            f"cannot save as {path.name!r}: the suffix says what to write, and {path.suffix or 'none'} says nothing.\n"
-            f"Use .html or .json, such as {path.with_suffix('.html').name!r}."
-        )
-    text = page(forecast) if kind == ".html" else json.dumps(forecast.to_json(), allow_nan=False) + "\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text.encode())
-    except OSError as error:
-        raise RelumeError(f"cannot write {path}: {error.strerror or error}.") from None
-    return path
+    from relume.report.save import by_suffix
+
+    def numbers() -> str:
+        return json.dumps(forecast.to_json(), allow_nan=False) + "\n"
+
+    return by_suffix(path, {".html": lambda: page(forecast), ".json": numbers}, kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from relume.errors import RelumeError
@@ -14,14 +15,18 @@ def save(page: Page, path: Path, kind: str = "") -> Path:
 
     A folder that is missing is made. Raises RelumeError for another suffix, or where nothing can be written.
     """
-    writers = {".html": _html, ".json": _json}
+    return by_suffix(path, {".html": lambda: _html(page), ".json": lambda: _json(page)}, kind)
+
+
+def by_suffix(path: Path, writers: Mapping[str, Callable[[], str]], kind: str = "") -> Path:
+    """Write what the writer for the suffix of `path`, or for `kind`, gives; raises as `save` does."""
     kind = kind or path.suffix
     if kind not in writers:
         raise RelumeError(
             f"cannot save as {path.name!r}: the suffix says what to write, and {path.suffix or 'none'} says nothing.\n"
             f"Use {' or '.join(writers)}, such as {path.with_suffix('.html').name!r}."
         )
-    return write(writers[kind](page), path)
+    return write(writers[kind](), path)
 
 
 def write(text: str, path: Path) -> Path:
