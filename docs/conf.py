@@ -54,7 +54,38 @@ def _inside_code(lines: list[str]) -> bool:
     return last.startswith("    ") or last.startswith(".. ")
 
 
+def _write_catalogue(app: Any) -> None:
+    """The page of all functions, from the rows themselves and from what was measured of them."""
+    from pathlib import Path
+
+    from relume.activations import activations
+    from relume.activations.costs import kept_cost, measured_with
+
+    lines = [
+        "# Catalogue",
+        "",
+        f"All {len(activations())} functions, as `relume.activations()` gives them. Cost is the time of forward and "
+        "backward of the module over that of a plain copy of the input; behind the stroke, that of the class in "
+        f"`relume.nn` that [keeps the tails](guide/activations.md#tails-kept). {measured_with()} Bytes are those that "
+        "backward keeps for each float32 of the input.",
+        "",
+        "| name | formula | range | slope at the ends | mean, mean square | cost | bytes | source |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in activations():
+        ends = ", ".join(f"{tail.slope:.4g}" for tail in row.tails())
+        kept = f" / {kept_cost(row.name):.2g}" if row.kept else ""
+        cells = (
+            f"`{row.name}`", f"${row.tex}$".replace("|", r"\vert "), f"{row.range[0]:.4g} to {row.range[1]:.4g}", ends,
+            f"{round(row.mean, 4) + 0.0:.4g}, {row.second_moment:.4g}", f"{row.cost:.2g}{kept}", f"{row.saved_bytes:.3g}",
+            row.paper,
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    Path(app.srcdir, "catalogue.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    app.connect("builder-inited", _write_catalogue)
     app.connect("autodoc-process-docstring", _examples_are_code)
     app.connect("autodoc-process-docstring", _fields_are_listed)

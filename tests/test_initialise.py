@@ -79,7 +79,7 @@ def test_he_is_torchs_own(slope: float | None, convolutions: bool):
 
 def test_xavier_is_torchs_own():
     """From the same seed the same weights, bit for bit, as xavier_normal_, whatever the function."""
-    for model in (stack(nn.Tanh, 3, 20), stack(nn.GELU, 2, 10)):
+    for model in (stack(nn.Tanh, 3, 20), stack(nn.GELU, 2, 10), stack(nn.Sigmoid, 3, 10)):
         expected = by_torch(model, lambda weight, left: nn.init.xavier_normal_(weight), seed=4)
         torch.manual_seed(4)
         init_(model, "xavier")

@@ -271,7 +271,8 @@ def _body(forecast: Forecast) -> str:
     )
     caption = "gradient: relative to the last layer; factor: to the next layer"
     return (
-        f'<p class="kicker">relume forecast</p><h1>{escape(headline(forecast))}</h1>' + (f"<ul>{items}</ul>" if items else "")
+        f'<p class="kicker">relume forecast</p><h1>{escape(headline(forecast))}</h1>'
+        + (f"<ul>{items}</ul>" if items else "")
         + (figure("gradients", f"{GRADIENT}, by layer: {headline(forecast)}") if _curve(forecast) else "")
         + ("<h2>Layer by layer</h2>" + table(_HEAD, rows, caption, _NUMBERS) if rows else "") + rest
     )  # fmt: skip
