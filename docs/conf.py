@@ -59,7 +59,8 @@ def _write_catalogue(app: Any) -> None:
     from pathlib import Path
 
     from relume.activations import activations
-    from relume.activations.costs import kept_cost, measured_with
+    from relume.activations.costs import kept_cost, measured_with, saved_bytes
+    from relume.activations.notation import as_mathml
 
     lines = [
         "# Catalogue",
@@ -76,10 +77,15 @@ def _write_catalogue(app: Any) -> None:
         ends = ", ".join(f"{tail.slope:.4g}" for tail in row.tails())
         kept = f" / {kept_cost(row.name):.2g}" if row.kept else ""
         cells = (
-            f"`{row.name}`", f"${row.tex}$".replace("|", r"\vert "), f"{row.range[0]:.4g} to {row.range[1]:.4g}", ends,
-            f"{round(row.mean, 4) + 0.0:.4g}, {row.second_moment:.4g}", f"{row.cost:.2g}{kept}", f"{row.saved_bytes:.3g}",
+            f"`{row.name}`",
+            as_mathml(row.tex).replace("|", "&#124;"),
+            f"{row.range[0]:.4g} to {row.range[1]:.4g}",
+            ends,
+            f"{round(row.mean, 4) + 0.0:.4g}, {row.second_moment:.4g}",
+            f"{row.cost:.2g}{kept}",
+            f"{saved_bytes(row.name):.3g}",
             row.paper,
-        )  # fmt: skip
+        )
         lines.append(f"| {' | '.join(cells)} |")
     Path(app.srcdir, "catalogue.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
