@@ -19,7 +19,7 @@ from relume.activations.card import bounds, end, interval, number
 from relume.activations.notation import as_text
 from relume.recording import to_json as plain
 from relume.report.numerals import number as short
-from relume.theory import Moments, moments, propagate
+from relume.theory import Moments, critical, moments, propagate
 
 # --- thresholds -------------------------------------------------------------------------------------------------------
 
@@ -73,9 +73,9 @@ class Profile:
     learnable: bool
     mean: float
     second_moment: float
-    moments: Moments | None  # None for functions of several numbers, to which the theory of one does not apply
+    moments: Moments
     max_slope: float  # the Lipschitz constant
-    gradient_at_xavier: float | None  # size of the gradient at the first of DEPTH layers over that at the last
+    gradient_at_xavier: float  # size of the gradient at the first of DEPTH layers over that at the last
     cost: float  # forward and backward over a plain copy; NaN where it was not measured
     relu_cost: float
     dead_below: float  # the slope is exactly 0 up to here, -inf where it is not
@@ -97,7 +97,6 @@ def profile(row: Activation) -> Profile:
     >>> profile(activation("relu")).dead_below
     0.0
     """
-    single = row.operands == 1 and row.outputs == 1
     left, right = row.tails()
     dead, flat = row.flat_edges(0.0), row.flat_edges(NEGLIGIBLE)
     steepest = row.max_slope
@@ -128,9 +127,9 @@ def profile(row: Activation) -> Profile:
         learnable=row.learnable,
         mean=row.mean,
         second_moment=row.second_moment,
-        moments=moments(row) if single else None,
+        moments=moments(row),
         max_slope=steepest,
-        gradient_at_xavier=propagate(row, DEPTH, XAVIER).gradient_ratio if single else None,
+        gradient_at_xavier=propagate(row, DEPTH, XAVIER).gradient_ratio,
         cost=row.cost,
         relu_cost=activation("relu").cost,
         dead_below=dead[0],
@@ -171,8 +170,8 @@ def _over_depth(chi: float) -> float:
     return chi ** ((DEPTH - 1) / 2)
 
 
-def _kept(ratio: float | None) -> bool:
-    return ratio is not None and 1 / WITHIN <= ratio <= WITHIN
+def _kept(ratio: float) -> bool:
+    return 1 / WITHIN <= ratio <= WITHIN
 
 
 def _fold(ratio: float) -> str:
@@ -206,7 +205,7 @@ def _off_centre(p: Profile) -> str:
 
 def _vanishes(p: Profile) -> str:
     ratio = p.gradient_at_xavier
-    if ratio is None or _kept(ratio):
+    if math.isnan(ratio) or _kept(ratio):
         return ""
     if not math.isfinite(ratio):
         return f"Through {DEPTH} layers at Xavier's scale signals outgrow the floats."
@@ -214,10 +213,10 @@ def _vanishes(p: Profile) -> str:
 
 
 def _layer_norm_does_not_cure(p: Profile) -> str:
-    if p.moments is None or not math.isfinite(p.moments.chi_ln) or _kept(_over_depth(p.moments.chi_ln)):
+    if not math.isfinite(p.moments.chi_ln) or _kept(_over_depth(p.moments.chi_ln)):
         return ""
     chi = p.moments.chi_ln
-    if chi < 1 and p.gradient_at_xavier is not None and p.gradient_at_xavier < 1 / WITHIN:
+    if chi < 1 and p.gradient_at_xavier < 1 / WITHIN:
         return f"LayerNorm before it does not cure that: squared gradients shrink to {short(chi, 3)} a layer."
     return (
         f"At its own gain, or with LayerNorm before it, gradients {_fold(_over_depth(chi))} through {DEPTH} layers: "
@@ -226,7 +225,7 @@ def _layer_norm_does_not_cure(p: Profile) -> str:
 
 
 def _batch_norm_does_not_cure(p: Profile) -> str:
-    if p.moments is None or not math.isfinite(p.moments.chi_bn) or _kept(_over_depth(p.moments.chi_bn)):
+    if not math.isfinite(p.moments.chi_bn) or _kept(_over_depth(p.moments.chi_bn)):
         return ""
     chi = p.moments.chi_bn
     return (
@@ -236,7 +235,7 @@ def _batch_norm_does_not_cure(p: Profile) -> str:
 
 
 def _uneven(p: Profile) -> str:
-    if p.moments is None or not p.moments.isometry >= UNEVEN - 1e-9:
+    if not p.moments.isometry >= UNEVEN - 1e-9:
         return ""
     isometry = short(p.moments.isometry)
     return f"Gradients shrink unevenly: isometry {isometry} for standard normal inputs, 0 for a linear function."
@@ -303,20 +302,20 @@ def _self_normalising(p: Profile) -> str:
 
 def _keeps_at_xavier(p: Profile) -> str:
     ratio = p.gradient_at_xavier
-    if ratio is None or not _kept(ratio):
+    if not _kept(ratio):
         return ""
     return f"Through {DEPTH} layers at Xavier's scale gradients {_steady(ratio)}."
 
 
 def _keeps_at_own_gain(p: Profile) -> str:
-    if p.moments is None or math.isinf(p.max_slope) or not _kept(_over_depth(p.moments.chi_ln)):
+    if math.isinf(p.max_slope) or not _kept(_over_depth(p.moments.chi_ln)):
         return ""
     gain, change = short(p.moments.gain_forward, 3), _steady(_over_depth(p.moments.chi_ln))
     return f"At its own gain, {gain}, or with LayerNorm before it, gradients {change} through {DEPTH} layers."
 
 
 def _keeps_with_batch_norm(p: Profile) -> str:
-    if p.moments is None or not _kept(_over_depth(p.moments.chi_bn)):
+    if not _kept(_over_depth(p.moments.chi_bn)):
         return ""
     return f"With BatchNorm before it gradients {_steady(_over_depth(p.moments.chi_bn))} through {DEPTH} layers."
 
@@ -427,28 +426,39 @@ def facts(row: Activation) -> list[tuple[str, str]]:
         ("mean for N(0, 1)", number(round(p.mean, 12))),
         ("mean square", number(p.second_moment)),
     ]
-    if m is not None:
-        found += [
-            ("gain, forward", f"{number(m.gain_forward)}: std of weights times sqrt(fan_in) that keeps signals"),
-            ("gain, backward", f"{number(m.gain_backward)}: the same for gradients, with fan_out"),
-            ("chi, LayerNorm", f"{number(m.chi_ln)} a layer on the squared gradient; 1 keeps it"),
-            ("chi, BatchNorm", f"{number(m.chi_bn)} a layer on the squared gradient; 1 keeps it"),
-            ("isometry", f"{number(m.isometry)}: how unevenly gradients shrink; 0 for a linear function"),
-        ]
+    found += [
+        ("gain, forward", f"{number(m.gain_forward)}: std of weights times sqrt(fan_in) that keeps signals"),
+        ("gain, backward", f"{number(m.gain_backward)}: the same for gradients, with fan_out"),
+        ("chi, LayerNorm", f"{number(m.chi_ln)} a layer on the squared gradient; 1 keeps it"),
+        ("chi, BatchNorm", f"{number(m.chi_bn)} a layer on the squared gradient; 1 keeps it"),
+        ("isometry", f"{number(m.isometry)}: how unevenly gradients shrink; 0 for a linear function"),
+        ("critical point", _critical(row)),
+    ]
     found.append(("cost", cost(p)))
     if p.kept:
         found.append(("numerics", f"torch loses digits in its tails; {p.kept} keeps them"))
     return found
 
 
+def _critical(row: Activation) -> str:
+    """The scale of weights and biases at which signal and gradient keep their size, for pre-activations with q = 1."""
+    point = critical(row)
+    if point.why_not:
+        return point.why_not.partition(" has ")[2].rstrip(".").replace("no critical point", "none", 1)
+    held = "" if point.slope <= 1 + 1e-9 else "; the variance does not hold itself there"
+    return f"sigma_w {number(math.sqrt(point.sigma_w2))}, sigma_b {number(math.sqrt(point.sigma_b2))} at q = 1{held}"
+
+
 def code(row: Activation) -> list[str]:
-    """Lines of Python: the module, and a trial of it in a network that is there."""
+    """Lines of Python: the module, and, unless it wants layers of another width, a trial of it in a network."""
     home, _, name = row.module.rpartition(".")
     arguments = [f"{key}={value!r}" for key, value in row.fixed.items()]
     arguments += [f"{p.init_argument or key}={p.default:.6g}" for key, p in row.parameters.items()]
+    layer = [f"from {home} import {name}", f"layer = {name}({', '.join(arguments)})"]
+    if row.layout != "elementwise":
+        return layer
     return [
-        f"from {home} import {name}",
-        f"layer = {name}({', '.join(arguments)})",
+        *layer,
         "",
         "# in place of the activations of a network that is there",
         "import relume",
@@ -458,5 +468,5 @@ def code(row: Activation) -> list[str]:
 
 
 def command(row: Activation) -> str:
-    """The command that tries the function on a reader's own training."""
-    return f"relume compare FILE:NAME --activation {row.name}"
+    """The command that tries the function on a reader's own training; empty where it wants layers of another width."""
+    return f"relume compare FILE:NAME --activation {row.name}" if row.layout == "elementwise" else ""

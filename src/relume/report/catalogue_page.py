@@ -71,7 +71,7 @@ def _line(row: Activation) -> list[str]:
         Html(svg(row, width=84, height=44, labels=False)),
         Html(_signs(interval(row))),
         *yes,
-        "" if p.moments is None else short(p.moments.gain_forward, 3),
+        short(p.moments.gain_forward, 3),
         "" if math.isnan(p.cost) else short(p.cost),
     ]
 
@@ -101,7 +101,7 @@ def _cards(p: Profile) -> str:
     found = [(number(round(p.mean, 2)), "mean output for standard normal inputs")]
     if p.moments is not None:
         found.append((short(p.moments.gain_forward, 3), "gain that keeps signals"))
-    if p.gradient_at_xavier is not None and math.isfinite(p.gradient_at_xavier):
+    if math.isfinite(p.gradient_at_xavier):
         found.append(
             (short(p.gradient_at_xavier), f"of a gradient's size is left after {DEPTH} layers at Xavier's scale")
         )
@@ -126,7 +126,16 @@ def _sections(row: Activation, index: int) -> str:
         ("curve", "Value and slope", f'<div class="pair">{charts}</div><p class="axis">{t(_LEGEND)}</p>'),
         ("judged", "For and against", f'<div class="pair">{judged}</div>'),
         ("numbers", "Numbers", f"<dl>{items}</dl>"),
-        ("use", "Use it", f"{_code(python)}<p>On your own training, against what it has now:</p>{_code(command(row))}"),
+        (
+            "use",
+            "Use it",
+            _code(python)
+            + (
+                f"<p>On your own training, against what it has now:</p>{_code(tried)}"
+                if (tried := command(row))
+                else ""
+            ),
+        ),
         ("source", "Source", f"<p>{t(row.paper)}</p><p>The formula in TeX:</p>{_code(row.tex)}"),
     )
     return "".join(

@@ -26,8 +26,7 @@ MOST = 78  # columns of a curve and of a sentence, which does not read better fo
 
 
 def _gain(row: Activation) -> str:
-    moments = profile(row).moments
-    return "" if moments is None else short(moments.gain_forward, 3)
+    return short(profile(row).moments.gain_forward, 3)
 
 
 def _cost(row: Activation) -> str:
@@ -122,7 +121,8 @@ def _parts(row: Activation, console: Console) -> Iterator[RenderableType]:
     yield Padding(grid, (0, 0, 0, 2))
     yield Text()
     yield Text("Use it", style="bold")
-    for line in [*code(row), "", "# on your own training, against what it has now", command(row)]:
+    tried = ["", "# on your own training, against what it has now", command(row)] if command(row) else []
+    for line in [*code(row), *tried]:
         yield Text(f"  {line}".rstrip(), no_wrap=True)
     yield Text()
     yield Text.assemble(("Source  ", "dim"), row.paper)
