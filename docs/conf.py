@@ -70,21 +70,20 @@ def _write_catalogue(app: Any) -> None:
         f"`relume.nn` that [keeps the tails](guide/activations.md#tails-kept). {measured_with()} Bytes are those that "
         "backward keeps for each float32 of the input.",
         "",
-        "| name | formula | range | slope at the ends | mean, mean square | cost | bytes | source |",
-        "|---|---|---|---|---|---|---|---|",
+        "| name | formula and source | range | slope at the ends | mean, mean square | cost | bytes |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in activations():
         ends = ", ".join(f"{tail.slope:.4g}" for tail in row.tails())
         kept = f" / {kept_cost(row.name):.2g}" if row.kept else ""
         cells = (
             f"`{row.name}`",
-            as_mathml(row.tex).replace("|", "&#124;"),
+            f"{as_mathml(row.tex)}<br><small>{row.paper}</small>".replace("|", "&#124;"),
             f"{row.range[0]:.4g} to {row.range[1]:.4g}",
             ends,
             f"{round(row.mean, 4) + 0.0:.4g}, {row.second_moment:.4g}",
             f"{row.cost:.2g}{kept}",
             f"{saved_bytes(row.name):.3g}",
-            row.paper,
         )
         lines.append(f"| {' | '.join(cells)} |")
     Path(app.srcdir, "catalogue.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
