@@ -242,7 +242,7 @@ def test_dead_units_stay_dead_untreated_and_come_back_with_batch_norm():
 
 def test_shares_are_of_all_units():
     """Where one of two layers is closed by its biases, half of the units are dead, though all that can die are."""
-    assert born_dead(Recipe(activations=("relu", "identity"), bias=-100.0), 0) == 0.5
+    assert born_dead(Recipe(activations=("relu", "elu"), bias=-100.0), 0) == 0.5
     assert born_dead(Recipe(activations=("relu", "relu"), bias=-100.0), 0) == 1.0
 
 
