@@ -2,8 +2,10 @@
 
 import dataclasses
 import inspect
+import json
 import re
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import Any
 
 project = "relume"
@@ -56,8 +58,6 @@ def _inside_code(lines: list[str]) -> bool:
 
 def _write_catalogue(app: Any) -> None:
     """The page of all functions, from the rows themselves and from what was measured of them."""
-    from pathlib import Path
-
     from relume.activations import activations
     from relume.activations.costs import kept_cost, measured_with, saved_bytes
     from relume.activations.notation import as_mathml
@@ -89,8 +89,26 @@ def _write_catalogue(app: Any) -> None:
     Path(app.srcdir, "catalogue.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def _claims_are_written(app: Any) -> None:
+    """The page on claims, and the offline page that it links, from the results in the repository."""
+    from relume.claims import Results
+    from relume.claims.page import document, render
+
+    here = Path(__file__).parent
+    data = json.loads((here.parent / "benchmarks/results/claims.json").read_text(encoding="utf-8"))
+    results = Results.from_json(data)
+    text = document(results, figures="claims-figures.html")
+    page = here / "claims.md"
+    if not page.exists() or page.read_text(encoding="utf-8") != text:
+        page.write_text(text, encoding="utf-8")
+    figures = Path(app.outdir) / "claims-figures.html"
+    figures.parent.mkdir(parents=True, exist_ok=True)
+    figures.write_bytes(render(results).encode())
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("builder-inited", _write_catalogue)
+    app.connect("builder-inited", _claims_are_written)
     app.connect("autodoc-process-docstring", _examples_are_code)
     app.connect("autodoc-process-docstring", _fields_are_listed)

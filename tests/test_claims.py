@@ -20,7 +20,7 @@ from relume.claims import CLAIMS, Finding, Lab, Results, Setting, chosen, run
 from relume.claims.cost import elementwise
 from relume.claims.judging import answer, below, exact, geometric, judge, median_interval
 from relume.claims.lab import steps_to_learn
-from relume.claims.networks import Lesson, Recipe, Stack, attend, factor, network, propagate_once, revive
+from relume.claims.networks import Lesson, Recipe, Stack, attend, born_dead, factor, network, propagate_once, revive
 from relume.claims.page import document, render
 from relume.claims.text import print_results
 from relume.cli import main
@@ -238,6 +238,12 @@ def test_dead_units_stay_dead_untreated_and_come_back_with_batch_norm():
     treated = revive(ill, Recipe(width=32, steps=100, rate=0.03, norm="batch_norm"), 0)
     assert untreated.dead == treated.dead > 0
     assert untreated.revived < 0.2 < 0.8 < treated.revived
+
+
+def test_shares_are_of_all_units():
+    """Where one of two layers is closed by its biases, half of the units are dead, though all that can die are."""
+    assert born_dead(Recipe(activations=("relu", "elu"), bias=-100.0), 0) == 0.5
+    assert born_dead(Recipe(activations=("relu", "relu"), bias=-100.0), 0) == 1.0
 
 
 def test_a_function_costs_as_much_as_itself():

@@ -77,7 +77,7 @@ def _costs_more(lab: Lab, dear: tuple[str, ...], cheap: tuple[str, ...], what: s
         + "; ".join(f"{key} {said(value)}" for key, value in found.items())
         + f". The step is one of a network of 3 x {WIDTH} units with batches of {BATCH}; other sizes and machines "
         "differ.",
-        measured=f"ratio of time, {what.split(' and ', maxsplit=1)[0]}, forward and backward",
+        measured=f"ratio of time, {next(iter(found))}, forward and backward",
         number=first.mean, low=first.low, high=first.high, unit="times", seeds=rounds(lab), depends_on=on,
         figure=dots(f"Time: {what}", "ratio of time", found, mark=1, mark_name="same", log=True),
     )  # fmt: skip

@@ -143,8 +143,8 @@ def mixing_prevents(
     fall = next(iter(falls.values()))
     return Finding(
         verdict=verdict,
-        because="In six layers, in turn. Fall of the share of dead or saturated units after training at a high rate, as "
-        f"a share of that with {' and '.join(dict.fromkeys(a for a, _ in pairs))} alone (below 0: it rises): "
+        because="In six layers, in turn. Fall of the share of dead or saturated units after training at a high rate, "
+        f"as a share of that with {' and '.join(dict.fromkeys(a for a, _ in pairs))} alone (below 0: it rises): "
         + "; ".join(f"{label} {said(value, 2)}" for label, value in falls.items())
         + f". At the best rates, steps of the faster part over the mixture's (as fast: above {SPEED_KEPT:.2g}): "
         + "; ".join(f"{label} {said(value)}" for label, value in speeds.items()) + ".",

@@ -17,7 +17,8 @@ from relume.checkup import checkup
 from relume.demo import Shuffled, digits
 from relume.nn import module
 from relume.randomness import isolated_rng, one_thread
-from relume.symptoms import dead_share, find, saturated_share
+from relume.recording import Recording
+from relume.symptoms import find
 from relume.theory import moments
 from relume.training import Stream, Training, build, score, train
 from relume.trial.arms import carry_out
@@ -54,8 +55,8 @@ class Lesson:
 
     score: float  # on held-out data, higher is better; -inf: diverged
     losses: tuple[float, ...]
-    dead: float = math.nan  # share of the units whose function can die
-    stuck: float = math.nan  # share of units that are dead, or saturated on nearly every sample
+    dead: float = math.nan  # share of all hidden units
+    stuck: float = math.nan  # share of all hidden units that are dead or saturated
     calibration: float = math.nan  # of a binary task: mean distance of stated and true frequencies
     inside: bool = True  # whether every output lay in [0, 1]
     steps: int = 0  # that were asked for
@@ -207,10 +208,9 @@ def attend(recipe: Recipe, seed: int) -> Lesson:
     if recipe.watched:
         trained = carry_out(training, recipe.steps, seed)
         model, losses, value = trained.model, trained.losses, trained.score
-        found = find(trained.recording)
         units = {
-            "dead": dead_share(trained.recording, found),
-            "stuck": min(1.0, dead_share(trained.recording, found) + saturated_share(trained.recording, found)),
+            "dead": share(trained.recording, "dead"),
+            "stuck": share(trained.recording, "dead", "saturated"),
         }
     else:
         with isolated_rng(), one_thread():
@@ -226,6 +226,15 @@ def attend(recipe: Recipe, seed: int) -> Lesson:
         steps=recipe.steps,
         **units,
     )
+
+
+def share(recording: Recording, *kinds: str) -> float:
+    """Units with a symptom of these kinds, as a share of all units.
+
+    Of all, also those that can have no such symptom: a mixture of functions must gain by what its other layers are.
+    """
+    ill = {(symptom.site, unit) for symptom in find(recording) if symptom.kind in kinds for unit in symptom.units}
+    return len(ill) / sum(site.units for site in recording.sites)
 
 
 def _calibration(model: nn.Module) -> tuple[float, bool]:
@@ -306,8 +315,7 @@ def born_dead(recipe: Recipe, seed: int) -> float:
     (images, labels), _ = data(recipe.task)
     with isolated_rng(), one_thread():
         torch.manual_seed(seed)
-        recording = checkup(network(recipe), [(images, labels)]).recording
-    return dead_share(recording, find(recording))
+        return share(checkup(network(recipe), [(images, labels)]).recording, "dead")
 
 
 # Deep networks, before training ---------------------------------------------------------------------------------------

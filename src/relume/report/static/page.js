@@ -271,27 +271,29 @@
   function rows(d, width) {
     const series = d.series[0];
     const points = series.x.map((name, i) => ({ name, i, v: series.y[i], low: series.low[i], high: series.high[i] }));
-    const known = points.filter((p) => finite(p.v) && (!d.log_x || p.v > 0));
     const marked = finite(d.mark) ? [d.mark] : [];
+    // Within a power of ten a logarithmic axis has too few ticks to be read.
+    const log = d.log_x && d3.max([...series.y, ...marked]) >= 10 * d3.min([...series.y, ...marked]);
+    const known = points.filter((p) => finite(p.v) && (!log || p.v > 0));
     // An interval much longer than the numbers are apart would squeeze them into one place.
     const values = [...known.map((p) => p.v), ...marked];
-    const scale = d.log_x ? Math.log10 : (v) => v;
+    const scale = log ? Math.log10 : (v) => v;
     const [least, most] = [d3.min(values), d3.max(values)];
-    const room = 2 * Math.max(scale(most) - scale(least), d.log_x ? 0.15 : 0.05 * Math.max(Math.abs(least), Math.abs(most)) || 1);
-    const back = d.log_x ? (v) => 10 ** v : (v) => v;
+    const room = 2 * Math.max(scale(most) - scale(least), log ? 0.15 : 0.05 * Math.max(Math.abs(least), Math.abs(most)) || 1);
+    const back = log ? (v) => 10 ** v : (v) => v;
     const bounds = [back(scale(least) - room), back(scale(most) + room)];
     const ends = [...values, ...known.flatMap((p) => [p.low, p.high])].filter((v) => finite(v) && v >= bounds[0] && v <= bounds[1]);
     const beyond = known.some((p) => !finite(p.low) || p.low < bounds[0] || !finite(p.high) || p.high > bounds[1]);
     let [low, high] = d3.extent(beyond ? [...ends, ...bounds] : ends);
-    const pad = (scale(high) - scale(low)) * 0.06 || (d.log_x ? 0.1 : 0.5);
+    const pad = (scale(high) - scale(low)) * 0.06 || (log ? 0.1 : 0.5);
     [low, high] = [back(scale(low) - pad), back(scale(high) + pad)];
     const hold = (v, end) => (finite(v) ? Math.max(low, Math.min(high, v)) : end);
     const at = layout(points.map((p) => p.name), [], width);
-    const atTicks = d.log_x ? [logTicks(low, high)] : [];
+    const atTicks = log ? [logTicks(low, high)] : [];
     return Plot.plot({
       width, height: points.length * at.rowHeight + 64, style,
       marginLeft: at.left, marginRight: 24, marginTop: at.above ? 30 : 22, marginBottom: 42,
-      x: { type: d.log_x ? "log" : "linear", domain: [low, high], label: null },
+      x: { type: log ? "log" : "linear", domain: [low, high], label: null },
       y: { type: "point", domain: d3.range(points.length), padding: 0.5, label: null, axis: null },
       marks: [
         Plot.gridX(...atTicks, { stroke: grid, strokeOpacity: 1, ticks: ticks(width - at.left) }),
