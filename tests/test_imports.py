@@ -153,7 +153,7 @@ def test_a_planted_violation_is_found(tmp_path: Path, path: str, source: str, me
         ("probe.py", "import torch\nfrom relume.errors import RelumeError\nfrom .sites import Site"),
         ("trial/local.py", "from . import statistics\nfrom .statistics import mean\nfrom ..errors import RelumeError"),
         ("trial/local.py", "from relume import trial, errors\nimport relume.trial.statistics"),
-        ("demo.py", "import relume\nfrom relume import Training, diagnose"),
+        ("loading.py", "import relume\nfrom relume import Training, diagnose"),
         ("__init__.py", "from relume.cli import main"),
     ],
 )
