@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ FLIPS: dict[str, tuple[dict[str, Any], str]] = {
     "relu-dies": ({"name": "leaky_relu"}, "refuted"),
     "relu-cheaper-than-sigmoid": ({"name": "mish", "rivals": ("relu",)}, "refuted"),
     "relu-vanishes-less": ({"name": "sigmoid", "inits": ("He",)}, "refuted"),
-    "relu-faster-convergence": ({"name": "sigmoid", "rival": "relu", "settings": ((2, ""), (6, ""))}, "refuted"),
+    "relu-faster-convergence": ({"name": "sigmoid", "rival": "relu", "settings": ((2, ""),)}, "refuted"),
     "output-scenarios": (
         {"head": "identity", "other_head": "sigmoid", "hidden": "sigmoid", "other_hidden": "relu"},
         "refuted",
@@ -154,7 +155,7 @@ def test_weights_keep_the_variance(name: str):
     x = torch.randn(256, 64)
     spread = []
     for part in list(model)[:-1]:
-        x = part(x)
+        x = part(x).detach()
         spread += [float(x.square().mean())] if isinstance(part, torch.nn.Linear) else []
     assert max(spread[1:]) / min(spread[1:]) < 1.6
 
@@ -322,10 +323,9 @@ def test_an_interrupt_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch):
 
 def test_text_is_readable_in_60_columns(some: Results):
     """The first line is the summary, each statement has its verdict in words, and no line is longer than 60."""
-    console = Console(width=60, record=True, file=open("/dev/null", "w"), color_system=None)  # noqa: SIM115
-    with console:
-        print_results(some, console)
-    lines = console.export_text().splitlines()
+    file = io.StringIO()
+    print_results(some, Console(width=60, file=file, color_system=None))
+    lines = file.getvalue().splitlines()
     assert lines[0].startswith("4 statements: 2 supported, 1 refuted, 1")
     assert max(map(len, lines)) <= 60
     for result in some.results:
