@@ -308,7 +308,7 @@ def test_what_is_left_alone_is_said():
     assert done.changes["spare"] == "left as it is: the forward pass did not use it"
     assert "table" not in done.changes
     assert "gain 1.41 for relu" in done.changes["up"]
-    assert "gain 1 for no activation" in done.changes["head"]  # the sigmoid at the output is no hidden one
+    assert "gain 1 as a bounded output follows" in done.changes["head"]  # the sigmoid at the output is no hidden one
     assert all(torch.equal(p, kept[n]) for n, p in model.named_parameters() if n in kept)
     for scheme in ("critical", "rai", "xavier", "sigmoid_centred"):
         assert not init_(model, scheme).changes["up"].startswith("left")
@@ -379,3 +379,68 @@ def test_examples_run():
     outcome = doctest.testmod(initialise)
     assert outcome.attempted > 0
     assert outcome.failed == 0
+
+
+# --- what a chain is not ----------------------------------------------------------------------------------------------
+
+
+class Added(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.relu(self.inner(x))
+
+
+def test_a_sum_and_a_gate_are_told():
+    """A layer that leads to a sum of branches or to a gate says so, and is not said to lead to nothing."""
+    changes = init_(nn.Sequential(Added(), nn.Linear(16, 4))).changes
+    assert "goes into add, where it meets other values, which this scale leaves out" in changes["0.inner"]
+    changes = init_(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 16), nn.GLU(), nn.Linear(8, 2))).changes
+    assert "goes into glu" in changes["1"] and "no activation" not in changes["1"]
+
+
+def test_tied_weights_are_drawn_once():
+    """The layer drawn first keeps its draw, and the other one says whose weight it has; so does a tied embedding."""
+    first, last = nn.Linear(8, 8), nn.Linear(8, 8)
+    last.weight = first.weight
+    tied = nn.Sequential(first, nn.ReLU(), last)
+    torch.manual_seed(0)
+    assert init_(tied, "he").changes["2"] == "left as it is: its weight is that of 0"
+    assert float(first.weight.detach().std()) == pytest.approx(math.sqrt(2 / 8), rel=0.3)
+    table, head = nn.Embedding(10, 8), nn.Linear(8, 10)
+    head.weight = table.weight
+    embedded = nn.Sequential(table, head)
+    assert "did not use it" not in init_(embedded, "he").changes["1"]
+
+
+def test_a_network_that_is_one_layer():
+    """Its path is empty, and it is drawn all the same."""
+    layer = nn.Linear(64, 64)
+    done = init_(layer, "he")
+    assert "the model: weights drawn with std 0.125" in str(done)
+    assert float(layer.weight.detach().std()) == pytest.approx(0.125, rel=0.1)
+
+
+def test_a_variance_that_would_run_away_is_told():
+    """Hardswish and softshrink hold their critical point only nearby; tanh, relu and gelu everywhere above."""
+    for function, told in ((nn.Hardswish, True), (nn.Softshrink, True), (nn.Tanh, False), (nn.ReLU, False)):
+        changes = init_(stack(function, 3, 20)).changes
+        assert ("does not come back" in list(changes.values())[1]) == told
+
+
+@pytest.mark.parametrize(("name", "scheme"), [("kaiming", "he"), ("Glorot", "xavier"), ("LSUV", "lsuv")])
+def test_other_names_of_schemes(name: str, scheme: str):
+    """What torch and Keras call them, in any case."""
+    assert init_(stack(nn.ReLU, 2, 8), name, example_input=torch.randn(64, 8)).scheme == scheme
+
+
+def test_what_is_no_network_is_refused():
+    """No module, no scheme, and a network whose shapes are not known yet, are errors that say what is wanted."""
+    with pytest.raises(RemedyError, match=r"init_ needs a torch.nn.Module; found list"):
+        init_([1])  # type: ignore[arg-type]  # the mistake under test
+    with pytest.raises(RemedyError, match="no initialisation named 'none'"):
+        init_(stack(nn.ReLU, 2, 8), None)  # type: ignore[arg-type]  # the mistake under test
+    with pytest.raises(RemedyError, match=r"no input could be guessed.\nPass example_input"):
+        init_(nn.Sequential(nn.LazyLinear(8), nn.ReLU()))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from relume import theory
 from relume.activations import ACTIVATIONS
@@ -23,6 +23,8 @@ LSUV_TOLERANCE, LSUV_TRIES = 0.1, 10  # Mishkin & Matas 2016 (arXiv:1511.06422),
 RAI_STD = 0.6007  # Lu, Shin, Su & Karniadakis 2019 (arXiv:1903.06733)
 SIGMOID_SIGMA_W = 4.0  # 1/2 + tanh(x/2)/2: tanh's critical sigma_w of 1, for the halves inside and outside
 HOLDS = 1 + 1e-6  # V'(q) up to this: the variance does not run away from a critical point
+REACH = (1.5, 2.0, 4.0)  # times its q, where that is looked for again: layers of 64 units stray so far in 30 layers
+ALIASES = {"kaiming": "he", "glorot": "xavier"}  # what torch.nn.init and Keras call them
 
 
 # --- layers and what stands around them -------------------------------------------------------------------------------
@@ -36,6 +38,7 @@ class Spot:
     site: Site | None  # the activation it leads to; None where there is none, or a bounded one is the network's output
     before: Site | None  # the activation whose outputs it reads; None where that is not known
     first: bool  # it reads the network's input
+    after: str = "no activation follows"  # why there is no site, where there is none
 
 
 Draw = Callable[[Spot], str]  # sets weights and bias, and says what it did
@@ -47,6 +50,7 @@ def redraw(model: nn.Module, wiring: Wiring, draw: Draw, sites: Collection[str] 
     `sites` are the names of activations whose layers to draw; None: all.
     """
     changes: dict[str, str] = {}
+    drawn: dict[int, str] = {}  # of the weights, by identity: some are tied
     embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     first = {path for path, _ in wiring.first_reads}
     transposed = [
@@ -60,24 +64,31 @@ def redraw(model: nn.Module, wiring: Wiring, draw: Draw, sites: Collection[str] 
         site = site_of(wiring, layer)
         if sites is not None and (site is None or site.name not in sites):
             continue
-        if not layer.path or not layer.weight:
+        module: Any = model.get_submodule(layer.path)
+        if not layer.weight or not isinstance(module, (nn.Linear, _ConvNd)):
             changes[layer.weight or "a computed weight"] = "left as it is: not the weight of a plain layer"
             continue
-        module: Any = model.get_submodule(layer.path)
         if not module.weight.requires_grad:
             changes[layer.path] = "left as it is: frozen"
         elif id(module.weight) in embedded:
             changes[layer.path] = "left as it is: its weight is an embedding's"
+        elif id(module.weight) in drawn:
+            changes[layer.path] = f"left as it is: its weight is that of {drawn[id(module.weight)]}"
         else:
             ends_here = site is not None and site.output and ACTIVATIONS[site.activation].bounded
+            met = next((stop for stop in layer.stops if stop.startswith("its output goes into")), "")
             spot = Spot(
                 module=module,
                 site=None if ends_here else site,
                 before=site_of(wiring, layer.source) if layer.source is not None else None,
                 first=layer.path in first,
+                after="a bounded output follows" if ends_here else met or "no activation follows",
             )
+            drawn[id(module.weight)] = layer.path
             with torch.no_grad():
                 changes[layer.path] = draw(spot)
+            if met and spot.site is not None:
+                changes[layer.path] += f"; {met}, which this scale leaves out"
     return changes
 
 
@@ -136,8 +147,8 @@ def draw_he(spot: Spot) -> str:
     std = gain / math.sqrt(fans_of(spot.module)[0])
     spot.module.weight.normal_(0, std)
     _zero_bias(spot.module)
-    after = spot.site.activation if spot.site else "no activation"
-    return f"weights drawn with std {std:.3g} (gain {gain:.3g} for {after})"
+    after = f"for {spot.site.activation}" if spot.site else f"as {spot.after}"
+    return f"weights drawn with std {std:.3g} (gain {gain:.3g} {after})"
 
 
 def draw_xavier(spot: Spot) -> str:
@@ -176,12 +187,14 @@ def draw_critical(spot: Spot) -> str:
     if spot.first or spot.site is None:
         # Inputs are taken as standardised, and outputs are left at the scale of what they read.
         mean = _critical_point(spot.before).mean if spot.before is not None else 0.0
-        return _draw_normal(spot, 1.0, 0.0, mean, "its input" if spot.first else "no activation follows")
+        return _draw_normal(spot, 1.0, 0.0, mean, "its input" if spot.first else spot.after)
     fed = spot.before if spot.before is not None else spot.site
     point = _critical_point(fed)
     note = f"critical for {fed.activation}" if not point.why_not else f"{point.why_not} He's scale instead"
     if point.slope > HOLDS:
         note += f", where a deviation of the variance grows by {point.slope:.3g} a layer"
+    elif _runs_away(fed, point):
+        note += ", where a variance well above 1 does not come back: finite layers may drift"
     if spot.before is None:
         note += ", the function after it"
         return _draw_normal(spot, point.sigma_w2, point.sigma_b2, 0.0, note)
@@ -194,7 +207,7 @@ def draw_sigmoid_centred(spot: Spot) -> str:
     if before and spot.site is not None:
         return _draw_normal(spot, SIGMOID_SIGMA_W**2, 0.0, 0.5, "tanh's critical point, written for a sigmoid")
     if before:
-        return _draw_normal(spot, 1.0, 0.0, 0.5, "no activation follows")
+        return _draw_normal(spot, 1.0, 0.0, 0.5, spot.after)
     if own and spot.first:
         return _draw_normal(spot, SIGMOID_SIGMA_W, 0.0, 0.0, "its input, and tanh's scale, written for a sigmoid")
     return draw_critical(spot)
@@ -257,7 +270,7 @@ def _critical_point(site: Site) -> Critical:
     why = f"{row.name} reads {row.operands} numbers, for which no critical point is known."
     if row.operands <= 2:
         plain = theory.critical(row, centred=False, **parameters)
-        if not plain.why_not and plain.slope <= HOLDS:
+        if not plain.why_not and plain.slope <= HOLDS and not _runs_away(site, plain):
             return plain
         centred = theory.critical(row, centred=True, **parameters)
         if not centred.why_not and (plain.why_not or centred.slope < plain.slope):
@@ -267,6 +280,19 @@ def _critical_point(site: Site) -> Critical:
         why = plain.why_not
     sigma_w2 = gain_of(site) ** 2
     return Critical(q=1.0, sigma_w2=sigma_w2, sigma_b2=0.0, mean=0.0, slope=math.nan, why_not=why)
+
+
+def _runs_away(site: Site, point: Critical) -> bool:
+    """Whether, above the point and within the reach of finite layers, a variance grows from layer to layer."""
+    if point.why_not:
+        return False
+
+    def passed_on(q: float) -> float:
+        found = theory.moments(site.activation, q, **_parameters(site))
+        # With centred biases the deviation from the mean at the point is what the weights see.
+        return point.sigma_w2 * (found.second - 2 * point.mean * found.mean + point.mean**2) + point.sigma_b2
+
+    return any(passed_on(q * point.q) > HOLDS * q * point.q for q in REACH)
 
 
 def _draw_normal(spot: Spot, sigma_w2: float, sigma_b2: float, mean: float, note: str) -> str:
@@ -309,7 +335,7 @@ class Initialised:
     def __str__(self) -> str:
         drawn = sum(not words.startswith("left") for words in self.changes.values())
         lines = [f"{self.scheme}: {drawn} of {len(self.changes)} layers drawn"]
-        return "\n".join(lines + [f"  {path}: {words}" for path, words in self.changes.items()])
+        return "\n".join(lines + [f"  {path or 'the model'}: {words}" for path, words in self.changes.items()])
 
 
 def init_(model: nn.Module, scheme: str = "critical", *, example_input: Any = None) -> Initialised:
@@ -319,8 +345,9 @@ def init_(model: nn.Module, scheme: str = "critical", *, example_input: Any = No
     forward pass shows which function follows and feeds each layer: `example_input` is an input of the model (a tuple or
     a dict is passed on as its arguments), and is guessed from the first layer where none is given.
 
-    - "critical": gradients keep their size through any depth, where the input has mean square 1. Where a function has
-      no critical point that holds itself, biases also take away the mean of its outputs.
+    - "critical": gradients keep their size through any depth, where layers follow one another and the input has mean
+      square 1. Where a function has no critical point that holds itself, biases also take away the mean of its outputs.
+      Sums of branches and gates are not counted with; the line of a layer that leads to one says so.
     - "he", "xavier", "lecun": the variances gain^2 / fan_in, 2 / (fan_in + fan_out), 1 / fan_in. He's gain is that of
       any function.
     - "lsuv": orthonormal, then scaled to outputs of variance 1 on `example_input`, which must be given.
@@ -337,8 +364,12 @@ def init_(model: nn.Module, scheme: str = "critical", *, example_input: Any = No
     >>> print(init_(model, "he"))
     he: 2 of 2 layers drawn
       0: weights drawn with std 0.177 (gain 1.41 for relu)
-      2: weights drawn with std 0.125 (gain 1 for no activation)
+      2: weights drawn with std 0.125 (gain 1 as no activation follows)
     """
+    if not isinstance(model, nn.Module):
+        raise RemedyError(f"init_ needs a torch.nn.Module; found {type(model).__name__}.")
+    scheme = str(scheme).casefold()
+    scheme = ALIASES.get(scheme, scheme)
     if scheme not in SCHEMES:
         close = difflib.get_close_matches(scheme, SCHEMES, n=3, cutoff=0.4)
         hint = f"Did you mean {' or '.join(map(repr, close))}?" if close else f"Schemes: {', '.join(SCHEMES)}."
@@ -367,11 +398,12 @@ def init_(model: nn.Module, scheme: str = "critical", *, example_input: Any = No
 def _left_alone(model: nn.Module, wiring: Wiring) -> dict[str, str]:
     """Layers that no scheme knows how to draw, or that the pass did not go through."""
     left = {}
+    first_name = {id(p): name for name, p in model.named_parameters()}  # of tied parameters, the one that is counted
     for path, module in model.named_modules():
         if isinstance(module, (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)):
             left[path or "the model"] = f"left as it is: {type(module).__name__} keeps torch's own initialisation"
         elif isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and not any(
-            wiring.uses[f"{path}.{name}".lstrip(".")] for name, _ in module.named_parameters()
+            wiring.uses[first_name[id(p)]] for p in module.parameters()
         ):
             left[path] = "left as it is: the forward pass did not use it"
     return left

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from relume.errors import RemedyError
 from relume.nested import call, tensors
@@ -362,6 +363,8 @@ def guess_input(model: nn.Module) -> Any:
             candidates = [(4, 8)]
         if not candidates:
             continue
+        if any(map(is_lazy, module.parameters())):
+            return None
         weight: Any = module.weight
         for shape in candidates:
             if isinstance(module, nn.Embedding):

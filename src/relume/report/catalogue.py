@@ -267,7 +267,8 @@ def _float16(p: Profile) -> str:
 
 
 def _wide(p: Profile) -> str:
-    return f"Reads {p.operands} numbers for each it gives: the layer before must be as much wider." * (p.operands > 1)
+    widens = p.operands > 1 and p.layout != "across"  # softmax gives as many numbers as it reads
+    return f"Reads {p.operands} numbers for each it gives: the layer before must be as much wider." if widens else ""
 
 
 def _no_flat_end(p: Profile) -> str:
@@ -415,7 +416,9 @@ def cost(p: Profile) -> str:
 def facts(row: Activation) -> list[tuple[str, str]]:
     """Names and values for the list of numbers, as text."""
     p, m = profile(row), profile(row).moments
-    found = [
+    across = ("numbers and curves", "of the first of two outputs, along the other one's input")
+    found = [across] * (p.layout == "across")
+    found += [
         (name, f"{s.default:.6g}, {bounds(row.parameters[name])}{', learned' if s.learned else ''}")
         for name, s in p.parameters.items()
     ]
