@@ -12,10 +12,13 @@ from relume.activations.primitives import (
     above,
     absolute,
     below,
+    capped_exp,
     choose,
     clip,
+    decay,
     erfc,
     exp,
+    is_array,
     log1p,
     maximum,
     minimum,
@@ -27,6 +30,8 @@ from relume.activations.primitives import (
 SELU_SCALE = 1.0507009873554804934193349852946
 SELU_ALPHA = 1.6732632423543772848170429916717
 SQRT_HALF = math.sqrt(0.5)
+_COARSE_HALF = round(SQRT_HALF * 2**12) / 2**12  # the first bits of it, and the others
+_FINE_HALF = SQRT_HALF - _COARSE_HALF
 SQRT_TAU = math.sqrt(2 * math.pi)
 
 
@@ -52,19 +57,21 @@ def cut_left(x: Any) -> Any:
 
 
 def expit(x: Any) -> Any:
-    """The logistic function."""
-    return exp(below(x)) / (1 + exp(-absolute(x)))
+    """The logistic function; unlike torch's operator it keeps its digits as far left as the type has numbers."""
+    e = capped_exp(x)
+    return e / (1 + e)
 
 
 def logistic_slope(x: Any) -> Any:
     """The derivative of the logistic function."""
-    e = exp(-absolute(x))
-    return e / (1 + e) / (1 + e)
+    e = decay(x)
+    n = 1 + e
+    return e / n / n
 
 
 def soft_relu(x: Any) -> Any:
-    """ln(1 + e^x)."""
-    return above(x) + log1p(exp(-absolute(x)))
+    """ln(1 + e^x); from 40 on it is x, in float64 too."""
+    return log1p(exp(minimum(x, 40.0))) + maximum(x - 40, 0.0)
 
 
 def silu(x: Any) -> Any:
@@ -74,8 +81,16 @@ def silu(x: Any) -> Any:
 
 def silu_slope(x: Any) -> Any:
     """The derivative of silu."""
-    x = cut(x)
-    return expit(x) + x * logistic_slope(x)
+    x, e = cut(x), capped_exp(x)
+    n = 1 + e
+    return e / n * (1 + x / n)
+
+
+def tanh_slope(x: Any) -> Any:
+    """The derivative of tanh."""
+    e = decay(2 * x)
+    n = 1 + e
+    return 4 * e / n / n
 
 
 def tanh_shrink(x: Any) -> Any:
@@ -117,11 +132,10 @@ def ndtr(x: Any) -> Any:
     """
     x = clip(x, -40.0, 40.0)
     u = x * SQRT_HALF
-    x, v = below(x), below(u)
-    coarse_x, coarse_v = rounded(x * 64) / 64, rounded(v * 64) / 64
-    excess = coarse_v * coarse_v - coarse_x * coarse_x / 2
-    excess = excess + ((v - coarse_v) * (v + coarse_v) - (x - coarse_x) * (x + coarse_x) / 2)
-    return erfc(-u) / 2 * (1 + excess)
+    coarse = rounded(x * 64) / 64
+    # what the rounding of u added to it: products with 12 bits each are exact, and so is the first difference
+    added = u - _COARSE_HALF * coarse - (_COARSE_HALF * (x - coarse) + _FINE_HALF * x)
+    return erfc(-u) * (0.5 + added * minimum(u, 0.0))
 
 
 def gelu(x: Any) -> Any:
@@ -153,7 +167,20 @@ def leaky(x: Any, slope: Any) -> Any:
     """x, times `slope` on the negative side."""
     if isinstance(slope, float) and slope == 0:
         return maximum(x, 0.0)  # 0 times -inf is no number
+    if isinstance(slope, float) and not is_array(x):
+        from torch.nn.functional import leaky_relu  # here, because the catalogue works without torch
+
+        return leaky_relu(x, slope)
     return maximum(x, 0.0) + slope * minimum(x, 0.0)
+
+
+def floored(x: Any, low: float) -> Any:
+    """The larger of x and `low`, with the derivative 0 where they are equal, and a fast one in torch."""
+    if is_array(x):
+        return maximum(x, low)
+    from torch.nn.functional import threshold  # here, because the catalogue works without torch
+
+    return threshold(x, low, low)
 
 
 def softsign(x: Any) -> Any:

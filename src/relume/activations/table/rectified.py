@@ -2,7 +2,7 @@
 
 import math
 
-from relume.activations.calculus import bent_ends, cut, leaky
+from relume.activations.calculus import bent_ends, cut, floored, leaky
 from relume.activations.primitives import (
     absolute,
     choose,
@@ -142,7 +142,7 @@ _STRAIGHT = (
         name="shifted_relu",
         module="relume.nn.ShiftedReLU",
         tex=r"\max(-1, x)",
-        f=lambda x: maximum(x, -1.0),
+        f=lambda x: floored(x, -1.0),
         df=lambda x: step(x + 1),
         left=Tail(0.0, knee=-1.0),
         right=Tail(1.0, knee=-1.0),

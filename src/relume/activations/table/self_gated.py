@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from relume.activations.calculus import (
+    SQRT_TAU,
     bell,
     cut,
     cut_left,
@@ -13,13 +14,15 @@ from relume.activations.calculus import (
     gelu_tanh_slope,
     logistic_slope,
     mish_slope,
+    ndtr,
     silu,
     silu_slope,
-    soft_relu,
     tanh_argument,
+    tanh_slope,
     tanh_soft_relu,
 )
 from relume.activations.primitives import (
+    capped_exp,
     clip,
     erf,
     exp,
@@ -27,6 +30,7 @@ from relume.activations.primitives import (
     log1p,
     maximum,
     minimum,
+    square,
     step,
     tanh,
 )
@@ -39,7 +43,41 @@ def _swish_tail(side: float, beta: float) -> Tail:
 
 def _tanh_log(s: Any) -> Any:
     """tanh(ln(1 + s))."""
-    return s * (2 + s) / (2 + s * (2 + s))
+    t = s * (2 + s)
+    return t / (2 + t)
+
+
+def _logish_slope(x: Any) -> Any:
+    e = capped_exp(x)
+    n = 1 + e
+    s = e / n
+    return log1p(s) + cut(x) * (s / n / (1 + s))
+
+
+def _smish_slope(x: Any) -> Any:
+    e = capped_exp(x)
+    n = 1 + e
+    s = e / n
+    t = s * (2 + s)
+    d = 2 + t
+    return t / d + cut(x) * (4 * s / n * (1 + s) / square(d))
+
+
+def _serf_slope(x: Any) -> Any:
+    e = capped_exp(x)
+    p = log1p(e)  # ln(1 + e^x), capped where its error function has long been 1
+    return erf(p) + cut(x) * (exp(-square(p)) * (2 / math.sqrt(math.pi)) * (e / (1 + e)))
+
+
+def _telu_slope(x: Any) -> Any:
+    u = exp(minimum(x, 50.0))
+    return tanh(u) + cut(x) * (u * tanh_slope(u))
+
+
+def _phish_slope(x: Any) -> Any:
+    x, p = cut(x), ndtr(x)
+    g = x * p
+    return tanh(g) + x * (tanh_slope(g) * (p + x * (bell(x) / SQRT_TAU)))
 
 
 _LOGISTIC = (
@@ -148,7 +186,7 @@ _LOGISTIC = (
         module="relume.nn.Logish",
         tex=r"x \ln(1 + \frac{1}{1 + e^{-x}})",
         f=lambda x: cut_left(x) * log1p(expit(x)),
-        df=lambda x: log1p(expit(x)) + cut(x) * (logistic_slope(x) / (1 + expit(x))),
+        df=_logish_slope,
         left=Tail(0.0),
         right=Tail(math.log(2)),
         range=(-0.252768816789440353091, math.inf),
@@ -162,10 +200,7 @@ _LOGISTIC = (
         module="relume.nn.Smish",
         tex=r"x \tanh(\ln(1 + \frac{1}{1 + e^{-x}}))",
         f=lambda x: cut_left(x) * _tanh_log(expit(x)),
-        df=lambda x: (
-            _tanh_log(expit(x))
-            + cut(x) * (logistic_slope(x) * (4 * (1 + expit(x))) / (2 + expit(x) * (2 + expit(x))) ** 2)
-        ),
+        df=_smish_slope,
         left=Tail(0.0),
         right=Tail(0.6),
         range=(-0.249993663660129495394, math.inf),
@@ -262,8 +297,8 @@ _OTHERS = (
         name="serf",
         module="relume.nn.Serf",
         tex=r"x \, \mathrm{erf}(\ln(1 + e^x))",
-        f=lambda x: cut_left(x) * erf(soft_relu(x)),
-        df=lambda x: erf(soft_relu(x)) + cut(x) * (bell(soft_relu(x), 1.0) * expit(x) * (2 / math.sqrt(math.pi))),
+        f=lambda x: cut_left(x) * erf(log1p(capped_exp(x))),
+        df=_serf_slope,
         left=Tail(0.0),
         right=Tail(1.0),
         range=(-0.348437458759606420222, math.inf),
@@ -278,10 +313,7 @@ _OTHERS = (
         module="relume.nn.TeLU",
         tex=r"x \tanh(e^x)",
         f=lambda x: cut_left(x) * tanh(exp(minimum(x, 50.0))),
-        df=lambda x: (
-            tanh(exp(minimum(x, 50.0)))
-            + cut(x) * (exp(minimum(x, 50.0)) * (4 * logistic_slope(2 * exp(minimum(x, 50.0)))))
-        ),
+        df=_telu_slope,
         left=Tail(0.0),
         right=Tail(1.0),
         range=(-0.353285777848211270987, math.inf),
@@ -295,7 +327,7 @@ _OTHERS = (
         module="relume.nn.Phish",
         tex=r"x \tanh(x \Phi(x))",
         f=lambda x: cut_left(x) * tanh(gelu(x)),
-        df=lambda x: tanh(gelu(x)) + cut(x) * (4 * logistic_slope(2 * gelu(x)) * gelu_slope(x)),
+        df=_phish_slope,
         left=Tail(0.0),
         right=Tail(1.0),
         range=(0.0, math.inf),
@@ -308,7 +340,7 @@ _OTHERS = (
         module="relume.nn.LiSHT",
         tex=r"x \tanh x",
         f=lambda x: x * tanh(x),
-        df=lambda x: tanh(x) + cut(x) * (4 * logistic_slope(2 * x)),
+        df=lambda x: tanh(x) + cut(x) * tanh_slope(x),
         left=Tail(-1.0),
         right=Tail(1.0),
         range=(0.0, math.inf),

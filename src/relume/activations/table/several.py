@@ -1,10 +1,35 @@
 """Functions of several numbers: gates, maxout, pairs and softmax. `row.py` says how they are described."""
 
 import math
+from typing import Any
 
-from relume.activations.calculus import expit, gelu, gelu_slope, logistic_slope, silu, silu_slope, soft_relu
-from relume.activations.primitives import maximum, step
+from relume.activations.calculus import (
+    SQRT_TAU,
+    bell,
+    cut,
+    cut_left,
+    expit,
+    gelu,
+    logistic_slope,
+    ndtr,
+    silu,
+    soft_relu,
+)
+from relume.activations.primitives import capped_exp, maximum, step
 from relume.activations.row import Activation, Tail
+
+
+def _geglu_slopes(a: Any, b: Any) -> tuple[Any, Any]:
+    share, near = ndtr(b), cut(b)
+    return cut_left(b) * share, a * (share + near * (bell(b) / SQRT_TAU))
+
+
+def _swiglu_slopes(a: Any, b: Any) -> tuple[Any, Any]:
+    e, near = capped_exp(b), cut(b)
+    n = 1 + e
+    share = e / n
+    return cut_left(b) * share, a * (share * (1 + near / n))
+
 
 SEVERAL = (
     Activation(
@@ -62,7 +87,7 @@ SEVERAL = (
         operands=2,
         tex=r"a \, b \Phi(b)",
         f=lambda a, b: a * gelu(b),
-        df=lambda a, b: (gelu(b), a * gelu_slope(b)),
+        df=_geglu_slopes,
         left=Tail(0.0),
         right=Tail(math.inf),
         range=(-math.inf, math.inf),
@@ -77,7 +102,7 @@ SEVERAL = (
         operands=2,
         tex=r"a \frac{b}{1 + e^{-b}}",
         f=lambda a, b: a * silu(b),
-        df=lambda a, b: (silu(b), a * silu_slope(b)),
+        df=_swiglu_slopes,
         left=Tail(0.0),
         right=Tail(math.inf),
         range=(-math.inf, math.inf),
