@@ -22,9 +22,12 @@ from relume.activations.primitives import (
     log1p,
     maximum,
     minimum,
+    over,
+    plus,
     rounded,
     square,
     tanh,
+    times,
 )
 
 SELU_SCALE = 1.0507009873554804934193349852946
@@ -59,38 +62,38 @@ def cut_left(x: Any) -> Any:
 def expit(x: Any) -> Any:
     """The logistic function; unlike torch's operator it keeps its digits as far left as the type has numbers."""
     e = capped_exp(x)
-    return e / (1 + e)
+    return over(e, 1 + e)
 
 
 def logistic_slope(x: Any) -> Any:
     """The derivative of the logistic function."""
     e = decay(x)
     n = 1 + e
-    return e / n / n
+    return over(over(e, n), n)
 
 
 def soft_relu(x: Any) -> Any:
     """ln(1 + e^x); from 40 on it is x, in float64 too."""
-    return log1p(exp(minimum(x, 40.0))) + maximum(x - 40, 0.0)
+    return plus(log1p(exp(minimum(x, 40.0))), maximum(x - 40, 0.0))
 
 
 def silu(x: Any) -> Any:
     """x times the logistic function of x."""
-    return cut_left(x) * expit(x)
+    return times(expit(x), cut_left(x))
 
 
 def silu_slope(x: Any) -> Any:
     """The derivative of silu."""
     x, e = cut(x), capped_exp(x)
     n = 1 + e
-    return e / n * (1 + x / n)
+    return times(plus(over(x, n), 1.0), over(e, n))
 
 
 def tanh_slope(x: Any) -> Any:
     """The derivative of tanh."""
     e = decay(2 * x)
     n = 1 + e
-    return 4 * e / n / n
+    return times(over(over(e, n), n), 4.0)
 
 
 def tanh_shrink(x: Any) -> Any:
@@ -121,8 +124,9 @@ def mish_slope(x: Any) -> Any:
 def bell(x: Any, rate: float = 0.5) -> Any:
     """e^(-rate x^2). The square of a coarse x is exact in float32, the rest is small, so that no digit is lost."""
     x = clip(x, -40.0, 40.0)
-    coarse = rounded(x * 64) / 64
-    return exp(-rate * (coarse * coarse)) * exp(rate * ((coarse - x) * (coarse + x)))
+    coarse = over(rounded(x * 64), 64.0)
+    rest = times(coarse - x, coarse + x)
+    return times(exp(times(square(coarse), -rate)), exp(times(rest, rate)))
 
 
 def ndtr(x: Any) -> Any:
@@ -132,20 +136,21 @@ def ndtr(x: Any) -> Any:
     """
     x = clip(x, -40.0, 40.0)
     u = x * SQRT_HALF
-    coarse = rounded(x * 64) / 64
-    # what the rounding of u added to it: products with 12 bits each are exact, and so is the first difference
-    added = u - _COARSE_HALF * coarse - (_COARSE_HALF * (x - coarse) + _FINE_HALF * x)
-    return erfc(-u) * (0.5 + added * minimum(u, 0.0))
+    coarse = over(rounded(x * 64), 64.0)
+    # what the rounding of u added to it: products with 12 bits each are exact, and so is their difference from u
+    rest = plus(times(x - coarse, -_COARSE_HALF), -_FINE_HALF * x)
+    added = plus(plus(times(coarse, -_COARSE_HALF), u), rest)
+    return times(erfc(-u), plus(times(added, minimum(u, 0.0)), 0.5))
 
 
 def gelu(x: Any) -> Any:
     """x times the normal distribution function of x."""
-    return cut_left(x) * ndtr(x)
+    return times(ndtr(x), cut_left(x))
 
 
 def gelu_slope(x: Any) -> Any:
     """The derivative of gelu."""
-    return ndtr(x) + cut(x) * (bell(x) / SQRT_TAU)
+    return plus(times(over(bell(x), SQRT_TAU), cut(x)), ndtr(x))
 
 
 def tanh_argument(x: Any) -> Any:

@@ -9,7 +9,9 @@ does the maximum of x and 0, while other bounds count a tie as passed. Smooth fu
 which has no corner near 0, or from `above` and `below`, whose derivative there is 1/2.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -84,6 +86,38 @@ def capped_exp(x: Any) -> Any:
     if is_array(x):
         return np.exp(np.minimum(x, 709.0))
     return x.clamp(max=88.0 if x.element_size() < 8 else 709.0).exp_()  # in place: fewer tensors to keep in the cache
+
+
+class _Memory(threading.local):
+    reused = False
+
+
+_memory = _Memory()
+
+
+@contextmanager
+def reusing_memory() -> Iterator[None]:
+    """Within it `plus`, `times` and `over` overwrite their first tensor: only for what nobody differentiates."""
+    before, _memory.reused = _memory.reused, True
+    try:
+        yield
+    finally:
+        _memory.reused = before
+
+
+def plus(own: Any, other: Any) -> Any:
+    """The sum, in the memory of the first, which must be the formula's own and of full size."""
+    return own.add_(other) if _memory.reused and not is_array(own) else own + other
+
+
+def times(own: Any, other: Any) -> Any:
+    """The product, in the memory of the first, which must be the formula's own and of full size."""
+    return own.mul_(other) if _memory.reused and not is_array(own) else own * other
+
+
+def over(own: Any, other: Any) -> Any:
+    """The quotient, in the memory of the first, which must be the formula's own and of full size."""
+    return own.div_(other) if _memory.reused and not is_array(own) else own / other
 
 
 def decay(x: Any) -> Any:

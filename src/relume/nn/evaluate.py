@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from relume.activations import ACTIVATIONS, Activation
+from relume.activations.primitives import reusing_memory
 from relume.errors import ActivationError
 
 # Elements to a block and thread: a formula's temporaries then stay in the second cache of a core (2 ** 16 float32 are
@@ -107,9 +108,10 @@ def _value(row: Activation, dim: int, input: Tensor, parameters: Sequence[float 
         shape[dim] = shape[dim] * row.outputs // row.operands
     result = torch.empty_like(input) if row.layout == "elementwise" else input.new_empty(shape)
     source, target = (input.view(-1), result.view(-1)) if flat else (input, result)
-    for x, y in zip(source.split(rows), target.split(rows), strict=True):
-        for found, part in zip(_outputs(row, dim, x, parameters), y.chunk(row.outputs, dim), strict=True):
-            part.copy_(found)
+    with reusing_memory():
+        for x, y in zip(source.split(rows), target.split(rows), strict=True):
+            for found, part in zip(_outputs(row, dim, x, parameters), y.chunk(row.outputs, dim), strict=True):
+                part.copy_(found)
     return result
 
 
@@ -123,15 +125,18 @@ def _gradients(
     result = torch.empty_like(input)
     source, above, target = (input.view(-1), grad.reshape(-1), result.view(-1)) if flat else (input, grad, result)
     sums: list[Tensor | None] = [None] * len(parameters)
-    for x, g, y in zip(source.split(rows), above.split(rows), target.split(rows), strict=True):
-        _, *found = _block_gradients(row, dim, x, g, parameters, wanted, y)
-        sums = [new if old is None or new is None else old + new for old, new in zip(sums, found, strict=True)]
+    with reusing_memory():
+        for x, g, y in zip(source.split(rows), above.split(rows), target.split(rows), strict=True):
+            _, *found = _block_gradients(row, dim, x, g, parameters, wanted, y)
+            sums = [new if old is None or new is None else old + new for old, new in zip(sums, found, strict=True)]
     return [result if wanted[0] else None, *sums]
 
 
 def _cut(row: Activation, dim: int, input: Tensor, parameters: Sequence[float | Tensor]) -> tuple[bool, int] | None:
     """How to walk through a large tensor on the CPU: whether as one line, and how many rows of it at a time."""
-    if torch.compiler.is_compiling() or input.device.type != "cpu":
+    # blocks are written in place, which transforms of functions cannot follow; this question has no public name
+    mapped = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    if torch.compiler.is_compiling() or mapped or input.device.type != "cpu":
         return None
     block = _BLOCK * torch.get_num_threads()
     if input.numel() < 2 * block:

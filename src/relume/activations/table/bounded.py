@@ -14,11 +14,14 @@ from relume.activations.primitives import (
     log1p,
     maximum,
     minimum,
+    over,
+    plus,
     sided,
     sin,
     sqrt,
     square,
     tanh,
+    times,
 )
 from relume.activations.row import Activation, Parameter, Tail
 
@@ -30,12 +33,12 @@ def _soft_clipping(x: Any, alpha: float) -> Any:
 
 def _elliott(x: Any) -> Any:
     x = cut(x)
-    return (0.5 + maximum(x, 0.0)) / (1 + absolute(x))
+    return over(plus(maximum(x, 0.0), 0.5), 1 + absolute(x))
 
 
 def _isru(x: Any, alpha: float) -> Any:
     x = clip(x, -1e18, 1e18)  # whose square is no infinity
-    return x / sqrt(1 + alpha * square(x))
+    return over(x, sqrt(plus(times(square(x), alpha), 1.0)))
 
 
 def _sqnl(x: Any) -> Any:
@@ -91,8 +94,8 @@ BOUNDED = (
         name="scaled_tanh",
         module="relume.nn.ScaledTanh",
         tex=r"1.7159 \tanh(\frac{2}{3} x)",
-        f=lambda x: 1.7159 * tanh(2 / 3 * x),
-        df=lambda x: tanh_slope(2 / 3 * x) * (1.7159 * 2 / 3),
+        f=lambda x: times(tanh(2 / 3 * x), 1.7159),
+        df=lambda x: times(tanh_slope(2 / 3 * x), 1.7159 * 2 / 3),
         left=Tail(0.0),
         right=Tail(0.0),
         range=(-1.7159, 1.7159),
@@ -257,7 +260,7 @@ BOUNDED = (
         module="relume.nn.Gaussian",
         tex=r"e^{-x^2}",
         f=lambda x: bell(x, 1.0),
-        df=lambda x: -2 * (cut(x) * bell(x, 1.0)),
+        df=lambda x: times(times(bell(x, 1.0), cut(x)), -2.0),
         left=Tail(0.0),
         right=Tail(0.0),
         range=(0.0, 1.0),

@@ -30,9 +30,12 @@ from relume.activations.primitives import (
     log1p,
     maximum,
     minimum,
+    over,
+    plus,
     square,
     step,
     tanh,
+    times,
 )
 from relume.activations.row import Activation, Parameter, Tail
 
@@ -43,41 +46,44 @@ def _swish_tail(side: float, beta: float) -> Tail:
 
 def _tanh_log(s: Any) -> Any:
     """tanh(ln(1 + s))."""
-    t = s * (2 + s)
-    return t / (2 + t)
+    t = times(2 + s, s)
+    return over(t, 2 + t)
 
 
 def _logish_slope(x: Any) -> Any:
     e = capped_exp(x)
     n = 1 + e
     s = e / n
-    return log1p(s) + cut(x) * (s / n / (1 + s))
+    return plus(times(over(s / n, 1 + s), cut(x)), log1p(s))
 
 
 def _smish_slope(x: Any) -> Any:
     e = capped_exp(x)
     n = 1 + e
     s = e / n
-    t = s * (2 + s)
+    t = times(2 + s, s)
     d = 2 + t
-    return t / d + cut(x) * (4 * s / n * (1 + s) / square(d))
+    rest = over(over(over(times(1 + s, s), n), d), d)
+    return plus(times(times(rest, 4.0), cut(x)), over(t, d))
 
 
 def _serf_slope(x: Any) -> Any:
     e = capped_exp(x)
     p = log1p(e)  # ln(1 + e^x), capped where its error function has long been 1
-    return erf(p) + cut(x) * (exp(-square(p)) * (2 / math.sqrt(math.pi)) * (e / (1 + e)))
+    rest = times(exp(-square(p)), over(e, 1 + e))
+    return plus(times(times(rest, cut(x)), 2 / math.sqrt(math.pi)), erf(p))
 
 
 def _telu_slope(x: Any) -> Any:
     u = exp(minimum(x, 50.0))
-    return tanh(u) + cut(x) * (u * tanh_slope(u))
+    return plus(times(times(tanh_slope(u), u), cut(x)), tanh(u))
 
 
 def _phish_slope(x: Any) -> Any:
     x, p = cut(x), ndtr(x)
     g = x * p
-    return tanh(g) + x * (tanh_slope(g) * (p + x * (bell(x) / SQRT_TAU)))
+    gate_slope = plus(times(over(bell(x), SQRT_TAU), x), p)
+    return plus(times(times(tanh_slope(g), gate_slope), x), tanh(g))
 
 
 _LOGISTIC = (
@@ -100,7 +106,7 @@ _LOGISTIC = (
         name="swish",
         module="relume.nn.Swish",
         tex=r"\frac{x}{1 + e^{-\beta x}}",
-        f=lambda x, beta: cut_left(x) * expit(beta * cut(x)),
+        f=lambda x, beta: times(expit(beta * cut(x)), cut_left(x)),
         df=lambda x, beta: silu_slope(beta * cut(x)),
         parameters={
             "beta": Parameter(
@@ -120,7 +126,7 @@ _LOGISTIC = (
         name="quick_gelu",
         module="relume.nn.QuickGELU",
         tex=r"\frac{x}{1 + e^{-1.702 x}}",
-        f=lambda x: cut_left(x) * expit(1.702 * x),
+        f=lambda x: times(expit(1.702 * x), cut_left(x)),
         df=lambda x: silu_slope(1.702 * x),
         left=Tail(0.0),
         right=Tail(1.0),
@@ -165,8 +171,8 @@ _LOGISTIC = (
         name="aptx",
         module="relume.nn.APTx",
         tex=r"(\alpha + \tanh(\beta x)) \gamma x",
-        f=lambda x, alpha, beta, gamma: (
-            (cut_left(x) if alpha == 1 else x) * (gamma * (alpha - 1 + 2 * expit(2 * beta * x)))
+        f=lambda x, alpha, beta, gamma: times(
+            times(plus(times(expit(2 * beta * x), 2.0), alpha - 1), gamma), cut_left(x) if alpha == 1 else x
         ),
         df=lambda x, alpha, beta, gamma: gamma * (alpha - 1 + 2 * silu_slope(2 * beta * x)),
         parameters={
@@ -185,7 +191,7 @@ _LOGISTIC = (
         name="logish",
         module="relume.nn.Logish",
         tex=r"x \ln(1 + \frac{1}{1 + e^{-x}})",
-        f=lambda x: cut_left(x) * log1p(expit(x)),
+        f=lambda x: times(log1p(expit(x)), cut_left(x)),
         df=_logish_slope,
         left=Tail(0.0),
         right=Tail(math.log(2)),
@@ -199,7 +205,7 @@ _LOGISTIC = (
         name="smish",
         module="relume.nn.Smish",
         tex=r"x \tanh(\ln(1 + \frac{1}{1 + e^{-x}}))",
-        f=lambda x: cut_left(x) * _tanh_log(expit(x)),
+        f=lambda x: times(_tanh_log(expit(x)), cut_left(x)),
         df=_smish_slope,
         left=Tail(0.0),
         right=Tail(0.6),
@@ -297,7 +303,7 @@ _OTHERS = (
         name="serf",
         module="relume.nn.Serf",
         tex=r"x \, \mathrm{erf}(\ln(1 + e^x))",
-        f=lambda x: cut_left(x) * erf(log1p(capped_exp(x))),
+        f=lambda x: times(erf(log1p(capped_exp(x))), cut_left(x)),
         df=_serf_slope,
         left=Tail(0.0),
         right=Tail(1.0),
@@ -312,7 +318,7 @@ _OTHERS = (
         name="telu",
         module="relume.nn.TeLU",
         tex=r"x \tanh(e^x)",
-        f=lambda x: cut_left(x) * tanh(exp(minimum(x, 50.0))),
+        f=lambda x: times(tanh(exp(minimum(x, 50.0))), cut_left(x)),
         df=_telu_slope,
         left=Tail(0.0),
         right=Tail(1.0),
@@ -326,7 +332,7 @@ _OTHERS = (
         name="phish",
         module="relume.nn.Phish",
         tex=r"x \tanh(x \Phi(x))",
-        f=lambda x: cut_left(x) * tanh(gelu(x)),
+        f=lambda x: times(tanh(gelu(x)), cut_left(x)),
         df=_phish_slope,
         left=Tail(0.0),
         right=Tail(1.0),
@@ -339,8 +345,8 @@ _OTHERS = (
         name="lisht",
         module="relume.nn.LiSHT",
         tex=r"x \tanh x",
-        f=lambda x: x * tanh(x),
-        df=lambda x: tanh(x) + cut(x) * tanh_slope(x),
+        f=lambda x: times(tanh(x), x),
+        df=lambda x: plus(times(tanh_slope(x), cut(x)), tanh(x)),
         left=Tail(-1.0),
         right=Tail(1.0),
         range=(0.0, math.inf),

@@ -15,20 +15,20 @@ from relume.activations.calculus import (
     silu,
     soft_relu,
 )
-from relume.activations.primitives import capped_exp, maximum, step
+from relume.activations.primitives import capped_exp, maximum, over, plus, step, times
 from relume.activations.row import Activation, Tail
 
 
 def _geglu_slopes(a: Any, b: Any) -> tuple[Any, Any]:
     share, near = ndtr(b), cut(b)
-    return cut_left(b) * share, a * (share + near * (bell(b) / SQRT_TAU))
+    return cut_left(b) * share, times(plus(times(over(bell(b), SQRT_TAU), near), share), a)
 
 
 def _swiglu_slopes(a: Any, b: Any) -> tuple[Any, Any]:
     e, near = capped_exp(b), cut(b)
     n = 1 + e
-    share = e / n
-    return cut_left(b) * share, a * (share * (1 + near / n))
+    share = over(e, n)
+    return cut_left(b) * share, times(times(plus(over(near, n), 1.0), share), a)
 
 
 SEVERAL = (
@@ -70,8 +70,8 @@ SEVERAL = (
         layout="halves",
         operands=2,
         tex=r"a \max(0, b)",
-        f=lambda a, b: a * maximum(b, 0.0),
-        df=lambda a, b: (maximum(b, 0.0), a * step(b)),
+        f=lambda a, b: times(maximum(b, 0.0), a),
+        df=lambda a, b: (maximum(b, 0.0), times(step(b), a)),
         left=Tail(0.0, knee=0.0),
         right=Tail(math.inf),
         kinks=(0.0,),
@@ -86,7 +86,7 @@ SEVERAL = (
         layout="halves",
         operands=2,
         tex=r"a \, b \Phi(b)",
-        f=lambda a, b: a * gelu(b),
+        f=lambda a, b: times(gelu(b), a),
         df=_geglu_slopes,
         left=Tail(0.0),
         right=Tail(math.inf),
@@ -101,7 +101,7 @@ SEVERAL = (
         layout="halves",
         operands=2,
         tex=r"a \frac{b}{1 + e^{-b}}",
-        f=lambda a, b: a * silu(b),
+        f=lambda a, b: times(silu(b), a),
         df=_swiglu_slopes,
         left=Tail(0.0),
         right=Tail(math.inf),

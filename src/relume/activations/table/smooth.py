@@ -13,12 +13,15 @@ from relume.activations.primitives import (
     log1p,
     maximum,
     minimum,
+    over,
+    plus,
     sided,
     sign,
     sin,
     sqrt,
     square,
     tanh,
+    times,
 )
 from relume.activations.row import Activation, Parameter, Tail
 
@@ -29,18 +32,20 @@ def _isrlu(x: Any, alpha: float) -> Any:
 
 
 def _squareplus_slope(x: Any, b: float) -> Any:
-    root, near = sqrt(square(x) + b), clip(x, -1e18, 1e18)
-    return (near + absolute(near)) / 2 / minimum(root, 1e18) + b / 2 / (root + absolute(x)) / root
+    root, near = sqrt(plus(square(x), b)), clip(x, -1e18, 1e18)
+    right = over(plus(absolute(near), near), minimum(root, 1e18))
+    return plus(times(right, 0.5), over(b / 2 / plus(absolute(x), root), root))
 
 
 def _bent_identity(x: Any) -> Any:
     near = clip(x, -1e18, 1e18)
-    return x * (1 + near / (2 * sqrt(square(near) + 1) + 2))
+    bend = plus(times(sqrt(plus(square(near), 1.0)), 2.0), 2.0)
+    return times(plus(over(near, bend), 1.0), x)
 
 
 def _bent_identity_slope(x: Any) -> Any:
     x = clip(x, -1e18, 1e18)
-    return 1 + x / (2 * sqrt(square(x) + 1))
+    return plus(over(x, times(sqrt(plus(square(x), 1.0)), 2.0)), 1.0)
 
 
 SMOOTH = (
@@ -169,7 +174,7 @@ SMOOTH = (
         name="shifted_softplus",
         module="relume.nn.ShiftedSoftplus",
         tex=r"\ln(\frac{1}{2} e^x + \frac{1}{2})",
-        f=lambda x: maximum(x, 0.0) - log1p(tanh(absolute(x / 2))),
+        f=lambda x: plus(maximum(x, 0.0), -log1p(tanh(absolute(x / 2)))),
         df=expit,
         left=Tail(0.0),
         right=Tail(1.0),
@@ -182,7 +187,7 @@ SMOOTH = (
         name="squareplus",
         module="relume.nn.Squareplus",
         tex=r"\frac{1}{2} (x + \sqrt{x^2 + b})",
-        f=lambda x, b: maximum(x, 0.0) + b / 2 / (sqrt(square(x) + b) + absolute(x)),
+        f=lambda x, b: plus(b / 2 / plus(sqrt(plus(square(x), b)), absolute(x)), maximum(x, 0.0)),
         df=_squareplus_slope,
         parameters={"b": Parameter(default=4.0, low=1e-6)},
         left=Tail(0.0),
@@ -257,7 +262,7 @@ SMOOTH = (
         name="symlog",
         module="relume.nn.Symlog",
         tex=r"\mathrm{sign}(x) \ln(1 + |x|)",
-        f=lambda x: sign(x) * log1p(absolute(x)),
+        f=lambda x: times(log1p(absolute(x)), sign(x)),
         df=lambda x: 1 / (1 + absolute(x)),
         left=Tail(0.0),
         right=Tail(0.0),
