@@ -15,12 +15,12 @@ from relume.activations.primitives import (
     capped_exp,
     choose,
     clip,
-    decay,
     erfc,
     exp,
     is_array,
     log1p,
     maximum,
+    memory_is_reused,
     minimum,
     over,
     plus,
@@ -59,17 +59,27 @@ def cut_left(x: Any) -> Any:
 # --- the logistic function and its kin --------------------------------------------------------------------------------
 
 
+def gated(factor: Any, x: Any, rate: float = 1.0) -> Any:
+    """The factor times the logistic function of rate x, with its digits as far left as the type has numbers."""
+    if memory_is_reused(x):
+        import torch  # here, because the catalogue works without torch
+
+        # The backward of softplus is this product: factor * e / (1 + e), and the factor alone right of 80. There is no
+        # other operator that has it; torch.sigmoid overflows at -88, where x times it is still a number.
+        factor = x.new_full((), factor) if is_array(factor) else factor
+        return torch.ops.aten.softplus_backward(factor, x, rate, 80.0)
+    e = capped_exp(rate * x)
+    return factor * (e / (1 + e))
+
+
 def expit(x: Any) -> Any:
-    """The logistic function; unlike torch's operator it keeps its digits as far left as the type has numbers."""
-    e = capped_exp(x)
-    return over(e, 1 + e)
+    """The logistic function."""
+    return gated(1.0, x)
 
 
-def logistic_slope(x: Any) -> Any:
-    """The derivative of the logistic function."""
-    e = decay(x)
-    n = 1 + e
-    return over(over(e, n), n)
+def logistic_slope(x: Any, factor: Any = 1.0) -> Any:
+    """The derivative of the logistic function, times a factor."""
+    return gated(gated(factor, x), x, -1.0)
 
 
 def soft_relu(x: Any) -> Any:
@@ -79,21 +89,18 @@ def soft_relu(x: Any) -> Any:
 
 def silu(x: Any) -> Any:
     """x times the logistic function of x."""
-    return times(expit(x), cut_left(x))
+    return gated(cut_left(x), x)
 
 
 def silu_slope(x: Any) -> Any:
     """The derivative of silu."""
-    x, e = cut(x), capped_exp(x)
-    n = 1 + e
-    return times(plus(over(x, n), 1.0), over(e, n))
+    x = cut(x)
+    return gated(plus(gated(x, x, -1.0), 1.0), x)
 
 
-def tanh_slope(x: Any) -> Any:
-    """The derivative of tanh."""
-    e = decay(2 * x)
-    n = 1 + e
-    return times(over(over(e, n), n), 4.0)
+def tanh_slope(x: Any, factor: Any = 1.0) -> Any:
+    """The derivative of tanh, times a factor."""
+    return times(gated(gated(factor, x, 2.0), x, -2.0), 4.0)
 
 
 def tanh_shrink(x: Any) -> Any:

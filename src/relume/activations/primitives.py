@@ -105,24 +105,24 @@ def reusing_memory() -> Iterator[None]:
         _memory.reused = before
 
 
+def memory_is_reused(x: Any) -> bool:
+    """Whether x is a tensor of a block that nobody differentiates."""
+    return _memory.reused and not is_array(x)
+
+
 def plus(own: Any, other: Any) -> Any:
     """The sum, in the memory of the first, which must be the formula's own and of full size."""
-    return own.add_(other) if _memory.reused and not is_array(own) else own + other
+    return own.add_(other) if memory_is_reused(own) else own + other
 
 
 def times(own: Any, other: Any) -> Any:
     """The product, in the memory of the first, which must be the formula's own and of full size."""
-    return own.mul_(other) if _memory.reused and not is_array(own) else own * other
+    return own.mul_(other) if memory_is_reused(own) else own * other
 
 
 def over(own: Any, other: Any) -> Any:
     """The quotient, in the memory of the first, which must be the formula's own and of full size."""
-    return own.div_(other) if _memory.reused and not is_array(own) else own / other
-
-
-def decay(x: Any) -> Any:
-    """e^-|x|."""
-    return np.exp(-np.abs(x)) if is_array(x) else x.abs().neg_().exp_()
+    return own.div_(other) if memory_is_reused(own) else own / other
 
 
 def where(condition: Any, yes: Any, no: Any) -> Any:

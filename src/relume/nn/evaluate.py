@@ -22,6 +22,9 @@ _BLOCK = 2**16
 # for backward 4 bytes; tests/test_contract.py holds them to it.
 PLAIN = frozenset({"arctan", "bilinear_glu", "exp", "relu_squared", "shifted_relu", "sine", "tailored_relu"})
 
+# Rows whose value is so few operators that a walk through blocks, which ends with a copy, costs more than it saves.
+SIMPLE = frozenset({"aptx", "lisht", "maxout", "quick_gelu", "reglu", "scaled_tanh", "swiglu", "swish"})
+
 _HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -102,6 +105,9 @@ def _value(row: Activation, dim: int, input: Tensor, parameters: Sequence[float 
     cut = _cut(row, dim, input, parameters)
     if cut is None:
         return _block_value(row, dim, input, parameters)
+    if row.name in SIMPLE:
+        with reusing_memory():
+            return _block_value(row, dim, input, parameters)
     flat, rows = cut
     shape = list(input.shape)
     if row.layout != "elementwise":

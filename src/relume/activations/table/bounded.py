@@ -25,9 +25,12 @@ from relume.activations.primitives import (
 )
 from relume.activations.row import Activation, Parameter, Tail
 
+_LOG_TINY = -87.3
+
 
 def _soft_clipping(x: Any, alpha: float) -> Any:
-    rises, levels = log1p(exp(-alpha * absolute(x))), log1p(exp(-alpha * absolute(x - 1)))
+    # held where exp would give numbers below the smallest normal one, with which processors are slow
+    rises, levels = (log1p(exp(maximum(-alpha * absolute(z), _LOG_TINY))) for z in (x, x - 1))
     return clip(x, 0.0, 1.0) + (rises - levels) / alpha
 
 

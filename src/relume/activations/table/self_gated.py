@@ -9,6 +9,7 @@ from relume.activations.calculus import (
     cut,
     cut_left,
     expit,
+    gated,
     gelu,
     gelu_slope,
     gelu_tanh_slope,
@@ -51,39 +52,40 @@ def _tanh_log(s: Any) -> Any:
 
 
 def _logish_slope(x: Any) -> Any:
-    e = capped_exp(x)
-    n = 1 + e
-    s = e / n
-    return plus(times(over(s / n, 1 + s), cut(x)), log1p(s))
+    s = expit(x)
+    rest = gated(times(cut(x), s), x, -1.0)
+    return plus(over(rest, 1 + s), log1p(s))
 
 
 def _smish_slope(x: Any) -> Any:
-    e = capped_exp(x)
-    n = 1 + e
-    s = e / n
+    s = expit(x)
     t = times(2 + s, s)
     d = 2 + t
-    rest = over(over(over(times(1 + s, s), n), d), d)
-    return plus(times(times(rest, 4.0), cut(x)), over(t, d))
+    rest = times(gated(times(cut(x), s), x, -1.0), 1 + s)
+    return plus(over(times(rest, 4.0), square(d)), over(t, d))
 
 
 def _serf_slope(x: Any) -> Any:
-    e = capped_exp(x)
-    p = log1p(e)  # ln(1 + e^x), capped where its error function has long been 1
-    rest = times(exp(-square(p)), over(e, 1 + e))
-    return plus(times(times(rest, cut(x)), 2 / math.sqrt(math.pi)), erf(p))
+    p = log1p(capped_exp(x))  # ln(1 + e^x), capped where its error function has long been 1
+    rest = gated(times(exp(-square(p)), cut(x)), x)
+    return plus(times(rest, 2 / math.sqrt(math.pi)), erf(p))
+
+
+def _aptx(x: Any, alpha: float, beta: float, gamma: float) -> Any:
+    bent = times(gated(cut_left(x), x, 2 * beta), 2 * gamma)
+    return bent if alpha == 1 else plus(bent, (alpha - 1) * gamma * x)
 
 
 def _telu_slope(x: Any) -> Any:
     u = exp(minimum(x, 50.0))
-    return plus(times(times(tanh_slope(u), u), cut(x)), tanh(u))
+    return plus(times(tanh_slope(u, u), cut(x)), tanh(u))
 
 
 def _phish_slope(x: Any) -> Any:
     x, p = cut(x), ndtr(x)
     g = x * p
     gate_slope = plus(times(over(bell(x), SQRT_TAU), x), p)
-    return plus(times(times(tanh_slope(g), gate_slope), x), tanh(g))
+    return plus(tanh_slope(g, times(gate_slope, x)), tanh(g))
 
 
 _LOGISTIC = (
@@ -106,13 +108,13 @@ _LOGISTIC = (
         name="swish",
         module="relume.nn.Swish",
         tex=r"\frac{x}{1 + e^{-\beta x}}",
-        f=lambda x, beta: times(expit(beta * cut(x)), cut_left(x)),
+        f=lambda x, beta: gated(cut_left(x), beta * cut(x)),
         df=lambda x, beta: silu_slope(beta * cut(x)),
         parameters={
             "beta": Parameter(
                 default=1.0,
                 init_argument="beta",
-                derivative=lambda x, beta: cut(x) * (cut(x) * logistic_slope(beta * cut(x))),
+                derivative=lambda x, beta: times(logistic_slope(beta * cut(x), cut(x)), cut(x)),
             )
         },
         left=lambda beta: _swish_tail(-1.0, beta),
@@ -126,7 +128,7 @@ _LOGISTIC = (
         name="quick_gelu",
         module="relume.nn.QuickGELU",
         tex=r"\frac{x}{1 + e^{-1.702 x}}",
-        f=lambda x: times(expit(1.702 * x), cut_left(x)),
+        f=lambda x: gated(cut_left(x), x, 1.702),
         df=lambda x: silu_slope(1.702 * x),
         left=Tail(0.0),
         right=Tail(1.0),
@@ -171,10 +173,8 @@ _LOGISTIC = (
         name="aptx",
         module="relume.nn.APTx",
         tex=r"(\alpha + \tanh(\beta x)) \gamma x",
-        f=lambda x, alpha, beta, gamma: times(
-            times(plus(times(expit(2 * beta * x), 2.0), alpha - 1), gamma), cut_left(x) if alpha == 1 else x
-        ),
-        df=lambda x, alpha, beta, gamma: gamma * (alpha - 1 + 2 * silu_slope(2 * beta * x)),
+        f=_aptx,
+        df=lambda x, alpha, beta, gamma: plus(times(silu_slope(2 * beta * x), 2 * gamma), gamma * (alpha - 1)),
         parameters={
             "alpha": Parameter(default=1.0),
             "beta": Parameter(default=1.0, low=1e-6),
@@ -346,7 +346,7 @@ _OTHERS = (
         module="relume.nn.LiSHT",
         tex=r"x \tanh x",
         f=lambda x: times(tanh(x), x),
-        df=lambda x: plus(times(tanh_slope(x), cut(x)), tanh(x)),
+        df=lambda x: plus(tanh_slope(x, cut(x)), tanh(x)),
         left=Tail(-1.0),
         right=Tail(1.0),
         range=(0.0, math.inf),

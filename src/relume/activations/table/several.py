@@ -13,9 +13,10 @@ from relume.activations.calculus import (
     logistic_slope,
     ndtr,
     silu,
+    silu_slope,
     soft_relu,
 )
-from relume.activations.primitives import capped_exp, maximum, over, plus, step, times
+from relume.activations.primitives import maximum, over, plus, step, times
 from relume.activations.row import Activation, Tail
 
 
@@ -25,10 +26,7 @@ def _geglu_slopes(a: Any, b: Any) -> tuple[Any, Any]:
 
 
 def _swiglu_slopes(a: Any, b: Any) -> tuple[Any, Any]:
-    e, near = capped_exp(b), cut(b)
-    n = 1 + e
-    share = over(e, n)
-    return cut_left(b) * share, times(times(plus(over(near, n), 1.0), share), a)
+    return silu(b), times(silu_slope(b), a)
 
 
 SEVERAL = (
