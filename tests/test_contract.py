@@ -421,7 +421,8 @@ def test_onnx(tmp_path: Any):
     cases = [case for case in CASES if str(case) not in NOT_IN_ONNX]
     both = _All(cases).eval()
     path = tmp_path / "all.onnx"
-    torch.onnx.export(both, (x,), path, dynamo=True, verbose=False)
+    # unoptimised, because onnxscript 0.7.2 drops a constant where it merges one clamp after another
+    torch.onnx.export(both, (x,), path, dynamo=True, verbose=False, optimize=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     for case, got, expected in zip(cases, found, both(x), strict=True):

@@ -84,7 +84,7 @@ def logistic_slope(x: Any, factor: Any = 1.0) -> Any:
 
 def soft_relu(x: Any) -> Any:
     """ln(1 + e^x); from 40 on it is x, in float64 too."""
-    return plus(log1p(exp(minimum(x, 40.0))), maximum(x - 40, 0.0))
+    return plus(log1p(exp(minimum(x, 40.0), own=True)), maximum(x - 40, 0.0))
 
 
 def silu(x: Any) -> Any:
@@ -100,7 +100,7 @@ def silu_slope(x: Any) -> Any:
 
 def tanh_slope(x: Any, factor: Any = 1.0) -> Any:
     """The derivative of tanh, times a factor."""
-    return times(gated(gated(factor, x, 2.0), x, -2.0), 4.0)
+    return gated(gated(4 * factor, x, 2.0), x, -2.0)
 
 
 def tanh_shrink(x: Any) -> Any:
@@ -130,6 +130,8 @@ def mish_slope(x: Any) -> Any:
 
 def bell(x: Any, rate: float = 0.5) -> Any:
     """e^(-rate x^2). The square of a coarse x is exact in float32, the rest is small, so that no digit is lost."""
+    if memory_is_reused(x):  # on the CPU, where float64 costs less than to repair the rounding
+        return exp(times(square(x.double(), own=True), -rate), own=True).to(x.dtype)
     x = clip(x, -40.0, 40.0)
     coarse = over(rounded(x * 64), 64.0)
     rest = times(coarse - x, coarse + x)
@@ -141,6 +143,8 @@ def ndtr(x: Any) -> Any:
 
     On the left erfc(u) amplifies the rounding of u = -x / sqrt(2), by the factor e^(u^2 - x^2 / 2): taken out again.
     """
+    if memory_is_reused(x):  # as in bell
+        return times(erfc(times(x.double(), -SQRT_HALF), own=True), 0.5).to(x.dtype)
     x = clip(x, -40.0, 40.0)
     u = x * SQRT_HALF
     coarse = over(rounded(x * 64), 64.0)

@@ -66,18 +66,19 @@ def _smish_slope(x: Any) -> Any:
 
 
 def _serf_slope(x: Any) -> Any:
-    p = log1p(capped_exp(x))  # ln(1 + e^x), capped where its error function has long been 1
+    p = log1p(capped_exp(x), own=True)  # ln(1 + e^x), capped where its error function has long been 1
     rest = gated(times(exp(-square(p)), cut(x)), x)
     return plus(times(rest, 2 / math.sqrt(math.pi)), erf(p))
 
 
 def _aptx(x: Any, alpha: float, beta: float, gamma: float) -> Any:
-    bent = times(gated(cut_left(x), x, 2 * beta), 2 * gamma)
-    return bent if alpha == 1 else plus(bent, (alpha - 1) * gamma * x)
+    if alpha == 1:
+        return times(gated(cut_left(x), x, 2 * beta), 2 * gamma)
+    return times(times(plus(times(expit(2 * beta * x), 2.0), alpha - 1), gamma), x)
 
 
 def _telu_slope(x: Any) -> Any:
-    u = exp(minimum(x, 50.0))
+    u = exp(minimum(x, 50.0), own=True)
     return plus(times(tanh_slope(u, u), cut(x)), tanh(u))
 
 
@@ -191,7 +192,7 @@ _LOGISTIC = (
         name="logish",
         module="relume.nn.Logish",
         tex=r"x \ln(1 + \frac{1}{1 + e^{-x}})",
-        f=lambda x: times(log1p(expit(x)), cut_left(x)),
+        f=lambda x: times(log1p(expit(x), own=True), cut_left(x)),
         df=_logish_slope,
         left=Tail(0.0),
         right=Tail(math.log(2)),
@@ -303,7 +304,7 @@ _OTHERS = (
         name="serf",
         module="relume.nn.Serf",
         tex=r"x \, \mathrm{erf}(\ln(1 + e^x))",
-        f=lambda x: times(erf(log1p(capped_exp(x))), cut_left(x)),
+        f=lambda x: times(erf(log1p(capped_exp(x), own=True), own=True), cut_left(x)),
         df=_serf_slope,
         left=Tail(0.0),
         right=Tail(1.0),
@@ -318,7 +319,7 @@ _OTHERS = (
         name="telu",
         module="relume.nn.TeLU",
         tex=r"x \tanh(e^x)",
-        f=lambda x: times(tanh(exp(minimum(x, 50.0))), cut_left(x)),
+        f=lambda x: times(tanh(exp(minimum(x, 50.0), own=True), own=True), cut_left(x)),
         df=_telu_slope,
         left=Tail(0.0),
         right=Tail(1.0),
@@ -332,7 +333,7 @@ _OTHERS = (
         name="phish",
         module="relume.nn.Phish",
         tex=r"x \tanh(x \Phi(x))",
-        f=lambda x: times(tanh(gelu(x)), cut_left(x)),
+        f=lambda x: times(tanh(gelu(x), own=True), cut_left(x)),
         df=_phish_slope,
         left=Tail(0.0),
         right=Tail(1.0),

@@ -7,7 +7,6 @@ from relume.activations.calculus import (
     SQRT_TAU,
     bell,
     cut,
-    cut_left,
     expit,
     gelu,
     logistic_slope,
@@ -22,7 +21,8 @@ from relume.activations.row import Activation, Tail
 
 def _geglu_slopes(a: Any, b: Any) -> tuple[Any, Any]:
     share, near = ndtr(b), cut(b)
-    return cut_left(b) * share, times(plus(times(over(bell(b), SQRT_TAU), near), share), a)
+    slope = plus(times(over(bell(b), SQRT_TAU), near), share)
+    return cut_left(b) * share, times(slope, a)
 
 
 def _swiglu_slopes(a: Any, b: Any) -> tuple[Any, Any]:

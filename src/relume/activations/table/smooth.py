@@ -32,20 +32,20 @@ def _isrlu(x: Any, alpha: float) -> Any:
 
 
 def _squareplus_slope(x: Any, b: float) -> Any:
-    root, near = sqrt(plus(square(x), b)), clip(x, -1e18, 1e18)
+    root, near = sqrt(plus(square(x), b), own=True), clip(x, -1e18, 1e18)
     right = over(plus(absolute(near), near), minimum(root, 1e18))
     return plus(times(right, 0.5), over(b / 2 / plus(absolute(x), root), root))
 
 
 def _bent_identity(x: Any) -> Any:
     near = clip(x, -1e18, 1e18)
-    bend = plus(times(sqrt(plus(square(near), 1.0)), 2.0), 2.0)
+    bend = plus(times(sqrt(plus(square(near), 1.0), own=True), 2.0), 2.0)
     return times(plus(over(near, bend), 1.0), x)
 
 
 def _bent_identity_slope(x: Any) -> Any:
     x = clip(x, -1e18, 1e18)
-    return plus(over(x, times(sqrt(plus(square(x), 1.0)), 2.0)), 1.0)
+    return plus(over(x, times(sqrt(plus(square(x), 1.0), own=True), 2.0)), 1.0)
 
 
 SMOOTH = (
@@ -174,7 +174,7 @@ SMOOTH = (
         name="shifted_softplus",
         module="relume.nn.ShiftedSoftplus",
         tex=r"\ln(\frac{1}{2} e^x + \frac{1}{2})",
-        f=lambda x: plus(maximum(x, 0.0), -log1p(tanh(absolute(x / 2)))),
+        f=lambda x: plus(maximum(x, 0.0), -log1p(tanh(absolute(x / 2, own=True), own=True), own=True)),
         df=expit,
         left=Tail(0.0),
         right=Tail(1.0),
@@ -187,7 +187,7 @@ SMOOTH = (
         name="squareplus",
         module="relume.nn.Squareplus",
         tex=r"\frac{1}{2} (x + \sqrt{x^2 + b})",
-        f=lambda x, b: plus(b / 2 / plus(sqrt(plus(square(x), b)), absolute(x)), maximum(x, 0.0)),
+        f=lambda x, b: plus(b / 2 / plus(sqrt(plus(square(x), b), own=True), absolute(x)), maximum(x, 0.0)),
         df=_squareplus_slope,
         parameters={"b": Parameter(default=4.0, low=1e-6)},
         left=Tail(0.0),
