@@ -7,6 +7,7 @@ from relume.activations.calculus import (
     SQRT_TAU,
     bell,
     cut,
+    cut_left,
     expit,
     gelu,
     logistic_slope,
