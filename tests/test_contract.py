@@ -65,10 +65,19 @@ def _cases() -> list[Case]:
 CASES = _cases()
 OWN = [case for case in CASES if case.which != "torch"]
 MODULES = [case for case in CASES if case.which != "formula"]
+in_blocks = pytest.mark.parametrize("blocks", [False, True], ids=["whole", "blocks"], indirect=True)
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 each_own = pytest.mark.parametrize("case", OWN, ids=str)
 each_module = pytest.mark.parametrize("case", MODULES, ids=str)
 each_row = pytest.mark.parametrize("row", activations(), ids=lambda row: row.name)
+
+
+@pytest.fixture
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether small tensors too are walked through in pieces, by formulas that reuse their memory."""
+    if request.param:
+        monkeypatch.setattr("relume.nn.evaluate._BLOCK", 64 if "digits" in request.node.name else 2)
+    return request.param
 
 
 def points(row: Activation, count: int = 24, seed: int = 0) -> Tensor:
@@ -120,8 +129,9 @@ def crossings(x: np.ndarray, true: np.ndarray) -> Any:
 # --- digits -----------------------------------------------------------------------------------------------------------
 
 
+@in_blocks
 @pytest.mark.parametrize("case", [case for case in OWN if case.row.layout == "elementwise"], ids=str)
-def test_values_and_gradients_keep_their_digits(case: Case):
+def test_values_and_gradients_keep_their_digits(case: Case, blocks: bool):
     """In float32 over [-100, 100], both are within the stated ULP of the truth, or within 1e-6 of a zero crossing."""
     row = case.row
     away = np.concatenate([10.0 ** np.arange(-30, 0, 0.5), np.linspace(0.1, 100, 1999)])
@@ -137,8 +147,9 @@ def test_values_and_gradients_keep_their_digits(case: Case):
         assert error[worst] <= row.ulps, (x[worst], float(found[worst]), float(true[worst]))
 
 
+@in_blocks
 @pytest.mark.parametrize("case", [case for case in OWN if case.row.layout != "elementwise"], ids=str)
-def test_values_and_gradients_of_many_operands_keep_their_digits(case: Case):
+def test_values_and_gradients_of_many_operands_keep_their_digits(case: Case, blocks: bool):
     """In float32 over the square from -100 to 100, both are within the stated ULP, or within 1e-6 where they cancel."""
     x = torch.rand(4000, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     x = torch.sign(x) * 100 ** (x.abs() * 2 - 1)
@@ -151,9 +162,10 @@ def test_values_and_gradients_of_many_operands_keep_their_digits(case: Case):
         assert not np.isnan(error).any()
 
 
+@in_blocks
 @each_own
 @pytest.mark.parametrize("size", [1e4, float("inf")])
-def test_far_ends_are_limits(case: Case, size: float):
+def test_far_ends_are_limits(case: Case, size: float, blocks: bool):
     """At +-1e4 and at both infinities value and gradient are the row's, never NaN where the row has a number."""
     x = np.array([[-size, -size], [size, size], [-size, 1.0], [size, 1.0], [1.0, -size], [1.0, size]])
     value, gradient = evaluate(case.build(), torch.from_numpy(x).float())

@@ -12,21 +12,29 @@ from relume.activations.primitives import (
     above,
     absolute,
     below,
+    capped_exp,
     choose,
     clip,
     erfc,
     exp,
+    is_array,
     log1p,
     maximum,
+    memory_is_reused,
     minimum,
+    over,
+    plus,
     rounded,
     square,
     tanh,
+    times,
 )
 
 SELU_SCALE = 1.0507009873554804934193349852946
 SELU_ALPHA = 1.6732632423543772848170429916717
 SQRT_HALF = math.sqrt(0.5)
+_COARSE_HALF = round(SQRT_HALF * 2**12) / 2**12  # the first bits of it, and the others
+_FINE_HALF = SQRT_HALF - _COARSE_HALF
 SQRT_TAU = math.sqrt(2 * math.pi)
 
 
@@ -51,31 +59,48 @@ def cut_left(x: Any) -> Any:
 # --- the logistic function and its kin --------------------------------------------------------------------------------
 
 
+def gated(factor: Any, x: Any, rate: float = 1.0) -> Any:
+    """The factor times the logistic function of rate x, with its digits as far left as the type has numbers."""
+    if memory_is_reused(x):
+        import torch  # here, because the catalogue works without torch
+
+        # The backward of softplus is this product: factor * e / (1 + e), and the factor alone right of 80. There is no
+        # other operator that has it; torch.sigmoid overflows at -88, where x times it is still a number.
+        factor = x.new_full((), factor) if is_array(factor) else factor
+        return torch.ops.aten.softplus_backward(factor, x, rate, 80.0)
+    e = capped_exp(rate * x)
+    return factor * (e / (1 + e))
+
+
 def expit(x: Any) -> Any:
     """The logistic function."""
-    return exp(below(x)) / (1 + exp(-absolute(x)))
+    return gated(1.0, x)
 
 
-def logistic_slope(x: Any) -> Any:
-    """The derivative of the logistic function."""
-    e = exp(-absolute(x))
-    return e / (1 + e) / (1 + e)
+def logistic_slope(x: Any, factor: Any = 1.0) -> Any:
+    """The derivative of the logistic function, times a factor."""
+    return gated(gated(factor, x), x, -1.0)
 
 
 def soft_relu(x: Any) -> Any:
-    """ln(1 + e^x)."""
-    return above(x) + log1p(exp(-absolute(x)))
+    """ln(1 + e^x); from 40 on it is x, in float64 too."""
+    return plus(log1p(exp(minimum(x, 40.0), own=True)), maximum(x - 40, 0.0))
 
 
 def silu(x: Any) -> Any:
     """x times the logistic function of x."""
-    return cut_left(x) * expit(x)
+    return gated(cut_left(x), x)
 
 
 def silu_slope(x: Any) -> Any:
     """The derivative of silu."""
     x = cut(x)
-    return expit(x) + x * logistic_slope(x)
+    return gated(plus(gated(x, x, -1.0), 1.0), x)
+
+
+def tanh_slope(x: Any, factor: Any = 1.0) -> Any:
+    """The derivative of tanh, times a factor."""
+    return gated(gated(4 * factor, x, 2.0), x, -2.0)
 
 
 def tanh_shrink(x: Any) -> Any:
@@ -105,9 +130,12 @@ def mish_slope(x: Any) -> Any:
 
 def bell(x: Any, rate: float = 0.5) -> Any:
     """e^(-rate x^2). The square of a coarse x is exact in float32, the rest is small, so that no digit is lost."""
+    if memory_is_reused(x):  # on the CPU, where float64 costs less than to repair the rounding
+        return exp(times(square(x.double(), own=True), -rate), own=True).to(x.dtype)
     x = clip(x, -40.0, 40.0)
-    coarse = rounded(x * 64) / 64
-    return exp(-rate * (coarse * coarse)) * exp(rate * ((coarse - x) * (coarse + x)))
+    coarse = over(rounded(x * 64), 64.0)
+    rest = times(coarse - x, coarse + x)
+    return times(exp(times(square(coarse), -rate)), exp(times(rest, rate)))
 
 
 def ndtr(x: Any) -> Any:
@@ -115,23 +143,25 @@ def ndtr(x: Any) -> Any:
 
     On the left erfc(u) amplifies the rounding of u = -x / sqrt(2), by the factor e^(u^2 - x^2 / 2): taken out again.
     """
+    if memory_is_reused(x):  # as in bell
+        return times(erfc(times(x.double(), -SQRT_HALF), own=True), 0.5).to(x.dtype)
     x = clip(x, -40.0, 40.0)
     u = x * SQRT_HALF
-    x, v = below(x), below(u)
-    coarse_x, coarse_v = rounded(x * 64) / 64, rounded(v * 64) / 64
-    excess = coarse_v * coarse_v - coarse_x * coarse_x / 2
-    excess = excess + ((v - coarse_v) * (v + coarse_v) - (x - coarse_x) * (x + coarse_x) / 2)
-    return erfc(-u) / 2 * (1 + excess)
+    coarse = over(rounded(x * 64), 64.0)
+    # what the rounding of u added to it: products with 12 bits each are exact, and so is their difference from u
+    rest = plus(times(x - coarse, -_COARSE_HALF), -_FINE_HALF * x)
+    added = plus(plus(times(coarse, -_COARSE_HALF), u), rest)
+    return times(erfc(-u), plus(times(added, minimum(u, 0.0)), 0.5))
 
 
 def gelu(x: Any) -> Any:
     """x times the normal distribution function of x."""
-    return cut_left(x) * ndtr(x)
+    return times(ndtr(x), cut_left(x))
 
 
 def gelu_slope(x: Any) -> Any:
     """The derivative of gelu."""
-    return ndtr(x) + cut(x) * (bell(x) / SQRT_TAU)
+    return plus(times(over(bell(x), SQRT_TAU), cut(x)), ndtr(x))
 
 
 def tanh_argument(x: Any) -> Any:
@@ -153,7 +183,20 @@ def leaky(x: Any, slope: Any) -> Any:
     """x, times `slope` on the negative side."""
     if isinstance(slope, float) and slope == 0:
         return maximum(x, 0.0)  # 0 times -inf is no number
+    if isinstance(slope, float) and not is_array(x):
+        from torch.nn.functional import leaky_relu  # here, because the catalogue works without torch
+
+        return leaky_relu(x, slope)
     return maximum(x, 0.0) + slope * minimum(x, 0.0)
+
+
+def floored(x: Any, low: float) -> Any:
+    """The larger of x and `low`, with the derivative 0 where they are equal, and a fast one in torch."""
+    if is_array(x):
+        return maximum(x, low)
+    from torch.nn.functional import threshold  # here, because the catalogue works without torch
+
+    return threshold(x, low, low)
 
 
 def softsign(x: Any) -> Any:

@@ -4,15 +4,20 @@ A formula written with these runs on float64 arrays without torch, and on tensor
 it can be compiled, vectorised and differentiated again. Nothing here imports torch.
 
 On a tensor `where`, `choose` and comparisons cost ten times what other arithmetic does, so that formulas for use in
-training are built from `maximum`, `minimum` and `absolute` instead. Differentiated at 0, `absolute` gives 0, and the
-others count a tie as passed: smooth functions are built from `above` and `below`, which give 1/2.
+training are built from `maximum`, `minimum` and `absolute` instead. Differentiated at 0, `absolute` gives 0, and so
+does the maximum of x and 0, while other bounds count a tie as passed. Smooth functions are built from `capped_exp`,
+which has no corner near 0, or from `above` and `below`, whose derivative there is 1/2.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+# The smallest normal number of float32, and what has the product 1 with it; both are powers of two.
+TINY, HUGE = 2.0**-126, 2.0**126
 FAR = 1e30  # as good as infinity in every formula, but 0 * FAR is 0, and FAR / (1 + FAR) is 1, in float32 too
 
 
@@ -21,14 +26,14 @@ def is_array(x: Any) -> bool:
     return isinstance(x, (np.ndarray, np.generic, float, int))
 
 
-def _either(numpy_form: Callable[[Any], Any], method: str) -> Callable[[Any], Any]:
-    """NumPy's function for arrays, the tensor's method for tensors."""
+def _either(numpy_form: Callable[[Any], Any], method: str) -> Callable[..., Any]:
+    """NumPy's function for arrays, the tensor's method for tensors; with `own`, in their memory as `plus` does."""
 
-    def primitive(x: Any) -> Any:
+    def primitive(x: Any, *, own: bool = False) -> Any:
         if is_array(x):
             with np.errstate(over="ignore", invalid="ignore"):  # inf, and NaN for sin(inf), are the right answers
                 return numpy_form(x)
-        return getattr(x, method)()
+        return getattr(x, f"{method}_" if own and _memory.reused else method)()
 
     return primitive
 
@@ -56,11 +61,14 @@ isnan = _either(np.isnan, "isnan")
 erf = _either(_scipy("erf"), "erf")
 erfc = _either(_scipy("erfc"), "erfc")
 absolute = _either(np.abs, "abs")
+sign = _either(np.sign, "sign")
 
 
 def maximum(x: Any, low: Any) -> Any:
     """The larger of both, NaN where x is NaN; `low` may be a number, or broadcast."""
-    return np.maximum(x, low) if is_array(x) else x.clamp(min=low)
+    if is_array(x):
+        return np.maximum(x, low)
+    return x.relu() if is_array(low) and low == 0 else x.clamp(min=low)  # the backward of clamp is slow
 
 
 def minimum(x: Any, high: Any) -> Any:
@@ -70,7 +78,51 @@ def minimum(x: Any, high: Any) -> Any:
 
 def clip(x: Any, low: Any, high: Any) -> Any:
     """x, but never below `low` nor above `high`."""
-    return minimum(maximum(x, low), high)
+    return np.clip(x, low, high) if is_array(x) else x.clamp(low, high)
+
+
+def capped_exp(x: Any) -> Any:
+    """e^x, but never infinite: its reciprocal is 0 for every purpose, and so is FAR times it."""
+    if is_array(x):
+        return np.exp(np.minimum(x, 709.0))
+    return x.clamp(max=88.0 if x.element_size() < 8 else 709.0).exp_()  # in place: fewer tensors to keep in the cache
+
+
+class _Memory(threading.local):
+    reused = False
+
+
+_memory = _Memory()
+
+
+@contextmanager
+def reusing_memory() -> Iterator[None]:
+    """Within it `plus`, `times` and `over` overwrite their first tensor: only for what nobody differentiates."""
+    before, _memory.reused = _memory.reused, True
+    try:
+        yield
+    finally:
+        _memory.reused = before
+
+
+def memory_is_reused(x: Any) -> bool:
+    """Whether x is a tensor of a block that nobody differentiates."""
+    return _memory.reused and not is_array(x)
+
+
+def plus(own: Any, other: Any) -> Any:
+    """The sum, in the memory of the first, which must be the formula's own and of full size."""
+    return own.add_(other) if memory_is_reused(own) else own + other
+
+
+def times(own: Any, other: Any) -> Any:
+    """The product, in the memory of the first, which must be the formula's own and of full size."""
+    return own.mul_(other) if memory_is_reused(own) else own * other
+
+
+def over(own: Any, other: Any) -> Any:
+    """The quotient, in the memory of the first, which must be the formula's own and of full size."""
+    return own.div_(other) if memory_is_reused(own) else own / other
 
 
 def where(condition: Any, yes: Any, no: Any) -> Any:
@@ -93,13 +145,13 @@ def step(x: Any) -> Any:
     """1 where x > 0, 0 elsewhere, and NaN where x is NaN."""
     if is_array(x):
         return np.heaviside(x, 0.0)
-    return maximum(x.sign(), 0.0) + 0.0 * clip(x, -FAR, FAR)  # the sign of NaN is 0
+    # not the sign, which is 0 for NaN; detached, because the ramp from 0 to TINY stands for a jump without a derivative
+    return clip(x.detach(), 0.0, TINY) * HUGE
 
 
 def sided(x: Any, left: Any, right: Any) -> Any:
     """`right` where x > 0 and `left` elsewhere, but NaN where x is NaN."""
-    s = step(x)
-    return right * s + left * (1 - s)
+    return left + (right - left) * step(x)
 
 
 def above(x: Any) -> Any:

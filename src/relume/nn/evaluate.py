@@ -11,11 +11,21 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from relume.activations import ACTIVATIONS, Activation
+from relume.activations.primitives import reusing_memory
 from relume.errors import ActivationError
 
-# Elements to a block and thread: a formula's temporaries then stay in the cache of a core (16384 float32 are 64 KB),
-# which is what makes many small operations as fast as one. Fewer than 2 ** 15 per thread would leave threads idle.
-_BLOCK = 2**15
+# Elements to a block and thread: a formula's temporaries then stay in the second cache of a core (2 ** 16 float32 are
+# 256 KB), where an operation takes half of what it takes in main memory. Of 2 ** 13 to 2 ** 17 this was the fastest.
+_BLOCK = 2**16
+
+# Rows whose formula is one or two operators of torch. Under plain autograd these keep their digits, and
+# for backward 4 bytes; tests/test_contract.py holds them to it.
+PLAIN = frozenset({"arctan", "bilinear_glu", "exp", "relu_squared", "shifted_relu", "sine", "tailored_relu"})
+
+# Rows whose value is so few operators that a walk through blocks, which ends with a copy, costs more than it saves.
+SIMPLE = frozenset({"aptx", "lisht", "maxout", "quick_gelu", "reglu", "scaled_tanh", "swiglu", "swish"})
+
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 def apply(input: Tensor, *parameters: float | Tensor, row: str, dim: int = -1) -> Tensor:
@@ -23,7 +33,8 @@ def apply(input: Tensor, *parameters: float | Tensor, row: str, dim: int = -1) -
 
     `parameters` are all of the row's, in its order: numbers, or tensors that may be learnt, of one number or of one for
     each channel (dimension 1, as in PReLU). Functions that read or write several numbers side by side do so along
-    `dim`. Of the input's size, backward keeps the input and nothing else. Half precisions are computed in float32.
+    `dim`. Of the input's size, backward keeps the input, or for rows in `PLAIN` one tensor in its place, and nothing
+    else. Half precisions are computed in float32.
     Raises `ActivationError` for integer and complex tensors, for a `dim` that does not split evenly, and for as many
     numbers as there are no channels.
 
@@ -38,6 +49,8 @@ def apply(input: Tensor, *parameters: float | Tensor, row: str, dim: int = -1) -
             f"{row} takes a tensor of floating point numbers, not {input.dtype}.\nConvert it first: input.float()."
         )
     _check_shapes(ACTIVATIONS[row], input, dim, tensors)
+    if row in PLAIN and input.dtype not in _HALVES:  # autograd would keep the float32 copy of a half
+        return _block_value(ACTIVATIONS[row], dim, input, parameters)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (input, *tensors)):
         return _Curve.apply(input, row, dim, *parameters)  # pyright: ignore[reportReturnType] - torch leaves it open
     return _value(ACTIVATIONS[row], dim, input, parameters)
@@ -92,14 +105,19 @@ def _value(row: Activation, dim: int, input: Tensor, parameters: Sequence[float 
     cut = _cut(row, dim, input, parameters)
     if cut is None:
         return _block_value(row, dim, input, parameters)
+    if row.name in SIMPLE:
+        with reusing_memory():
+            return _block_value(row, dim, input, parameters)
     flat, rows = cut
     shape = list(input.shape)
     if row.layout != "elementwise":
         shape[dim] = shape[dim] * row.outputs // row.operands
     result = torch.empty_like(input) if row.layout == "elementwise" else input.new_empty(shape)
     source, target = (input.view(-1), result.view(-1)) if flat else (input, result)
-    for x, y in zip(source.split(rows), target.split(rows), strict=True):
-        y.copy_(_block_value(row, dim, x, parameters))
+    with reusing_memory():
+        for x, y in zip(source.split(rows), target.split(rows), strict=True):
+            for found, part in zip(_outputs(row, dim, x, parameters), y.chunk(row.outputs, dim), strict=True):
+                part.copy_(found)
     return result
 
 
@@ -113,17 +131,18 @@ def _gradients(
     result = torch.empty_like(input)
     source, above, target = (input.view(-1), grad.reshape(-1), result.view(-1)) if flat else (input, grad, result)
     sums: list[Tensor | None] = [None] * len(parameters)
-    for x, g, y in zip(source.split(rows), above.split(rows), target.split(rows), strict=True):
-        here, *found = _block_gradients(row, dim, x, g, parameters, wanted)
-        if here is not None:
-            y.copy_(here)
-        sums = [new if old is None or new is None else old + new for old, new in zip(sums, found, strict=True)]
+    with reusing_memory():
+        for x, g, y in zip(source.split(rows), above.split(rows), target.split(rows), strict=True):
+            _, *found = _block_gradients(row, dim, x, g, parameters, wanted, y)
+            sums = [new if old is None or new is None else old + new for old, new in zip(sums, found, strict=True)]
     return [result if wanted[0] else None, *sums]
 
 
 def _cut(row: Activation, dim: int, input: Tensor, parameters: Sequence[float | Tensor]) -> tuple[bool, int] | None:
     """How to walk through a large tensor on the CPU: whether as one line, and how many rows of it at a time."""
-    if torch.compiler.is_compiling() or input.device.type != "cpu":
+    # blocks are written in place, which transforms of functions cannot follow; this question has no public name
+    mapped = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    if torch.compiler.is_compiling() or mapped or input.device.type != "cpu":
         return None
     block = _BLOCK * torch.get_num_threads()
     if input.numel() < 2 * block:
@@ -140,14 +159,26 @@ def _cut(row: Activation, dim: int, input: Tensor, parameters: Sequence[float | 
 
 
 def _block_value(row: Activation, dim: int, input: Tensor, parameters: Sequence[float | Tensor]) -> Tensor:
+    outputs = _outputs(row, dim, input, parameters)
+    return (outputs[0] if row.outputs == 1 else torch.cat(outputs, dim)).to(input.dtype)
+
+
+def _outputs(row: Activation, dim: int, input: Tensor, parameters: Sequence[float | Tensor]) -> tuple[Tensor, ...]:
     operands, arguments = _prepared(row, dim, input, parameters)
-    outputs = row.f(*operands, **arguments)
-    return (outputs if row.outputs == 1 else torch.cat(outputs, dim)).to(input.dtype)
+    found = row.f(*operands, **arguments)
+    return found if row.outputs > 1 else (found,)
 
 
 def _block_gradients(
-    row: Activation, dim: int, input: Tensor, grad: Tensor, parameters: Sequence[float | Tensor], wanted: Sequence[bool]
+    row: Activation,
+    dim: int,
+    input: Tensor,
+    grad: Tensor,
+    parameters: Sequence[float | Tensor],
+    wanted: Sequence[bool],
+    target: Tensor | None = None,
 ) -> list[Tensor | None]:
+    """The gradients by the input, which is written into `target` where one is given, and by the parameters."""
     operands, arguments = _prepared(row, dim, input, parameters)
     above = grad.to(operands[0].dtype)
     here = None
@@ -155,10 +186,17 @@ def _block_gradients(
         partials = row.df(*operands, **arguments)
         if row.outputs > 1:
             here = reduce(torch.add, [g * p for g, p in zip(above.chunk(row.outputs, dim), partials, strict=True)])
+        elif target is not None:
+            each = partials if row.operands > 1 else (partials,)
+            for partial, part in zip(each, target.chunk(row.operands, dim), strict=True):
+                torch.mul(above, partial, out=part)
+            here = target
         elif row.operands > 1:
             here = torch.cat([above * p for p in partials], dim)
         else:
             here = above * partials
+        if target is not None and here is not target:
+            target.copy_(here)
         here = here.to(input.dtype)
     found: list[Tensor | None] = [here]
     for (name, parameter), value, asked in zip(row.parameters.items(), parameters, wanted[1:], strict=True):
@@ -174,7 +212,7 @@ def _prepared(
     row: Activation, dim: int, input: Tensor, parameters: Sequence[float | Tensor]
 ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
     """The row's operands and parameters in the precision to compute in: that of the input, or float32 for halves."""
-    dtype = torch.float32 if input.dtype in (torch.float16, torch.bfloat16) else input.dtype
+    dtype = torch.float32 if input.dtype in _HALVES else input.dtype
     x = input.to(dtype)
     operands = (x,) if row.operands == 1 else x.chunk(row.operands, dim)
     values = [_beside(x, p.to(dtype)) if isinstance(p, Tensor) else p for p in parameters]

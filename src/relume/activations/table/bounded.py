@@ -1,8 +1,9 @@
 """Functions that stay in an interval: sigmoids, their piecewise forms, and waves."""
 
 import math
+from typing import Any
 
-from relume.activations.calculus import bell, cut, expit, logistic_slope, softsign
+from relume.activations.calculus import bell, cut, expit, logistic_slope, silu_slope, softsign, tanh_slope
 from relume.activations.primitives import (
     absolute,
     arctan,
@@ -13,13 +14,40 @@ from relume.activations.primitives import (
     log1p,
     maximum,
     minimum,
+    over,
+    plus,
     sided,
     sin,
     sqrt,
     square,
     tanh,
+    times,
 )
 from relume.activations.row import Activation, Parameter, Tail
+
+_LOG_TINY = -87.3
+
+
+def _soft_clipping(x: Any, alpha: float) -> Any:
+    # held where exp would give numbers below the smallest normal one, with which processors are slow
+    rises, levels = (log1p(exp(maximum(-alpha * absolute(z), _LOG_TINY))) for z in (x, x - 1))
+    return clip(x, 0.0, 1.0) + (rises - levels) / alpha
+
+
+def _elliott(x: Any) -> Any:
+    x = cut(x)
+    return over(plus(maximum(x, 0.0), 0.5), 1 + absolute(x))
+
+
+def _isru(x: Any, alpha: float) -> Any:
+    x = clip(x, -1e18, 1e18)  # whose square is no infinity
+    return over(x, sqrt(plus(times(square(x), alpha), 1.0)))
+
+
+def _sqnl(x: Any) -> Any:
+    x = clip(x, -2.0, 2.0)
+    return x * (1 - absolute(x) / 4)
+
 
 BOUNDED = (
     Activation(
@@ -57,7 +85,7 @@ BOUNDED = (
         ),
         tex=r"\tanh x",
         f=tanh,
-        df=lambda x: 4 * logistic_slope(2 * x),
+        df=tanh_slope,
         left=Tail(0.0),
         right=Tail(0.0),
         range=(-1.0, 1.0),
@@ -69,13 +97,13 @@ BOUNDED = (
         name="scaled_tanh",
         module="relume.nn.ScaledTanh",
         tex=r"1.7159 \tanh(\frac{2}{3} x)",
-        f=lambda x: 1.7159 * tanh(2 / 3 * x),
-        df=lambda x: 4 * 1.7159 * 2 / 3 * logistic_slope(4 / 3 * x),
+        f=lambda x: times(tanh(2 / 3 * x), 1.7159),
+        df=lambda x: tanh_slope(2 / 3 * x, 1.7159 * 2 / 3),
         left=Tail(0.0),
         right=Tail(0.0),
         range=(-1.7159, 1.7159),
         monotone=True,
-        ulps=100.0,  # 4/3 x is rounded before it becomes an exponent
+        ulps=100.0,  # 2/3 x is rounded before it becomes an exponent
         when="For nets trained on targets of +-1, which it reaches well before its ends; mostly of the past.",
         paper="LeCun, Bottou, Orr & Mueller 1998, Efficient BackProp, section 4.4",
     ),
@@ -83,8 +111,8 @@ BOUNDED = (
         name="penalized_tanh",
         module="relume.nn.PenalizedTanh",
         tex=r"\begin{cases} \tanh x & x > 0 \\ a \tanh x & x \le 0 \end{cases}",
-        f=lambda x, slope: tanh(maximum(x, 0.0)) + slope * tanh(minimum(x, 0.0)),
-        df=lambda x, slope: sided(x, slope, 1.0) * (4 * logistic_slope(2 * x)),
+        f=lambda x, slope: sided(x, slope, 1.0) * tanh(x),
+        df=lambda x, slope: sided(x, slope, 1.0) * tanh_slope(x),
         parameters={"slope": Parameter(default=0.25, low=0.0, high=1.0)},
         left=Tail(0.0),
         right=Tail(0.0),
@@ -147,9 +175,7 @@ BOUNDED = (
         name="soft_clipping",
         module="relume.nn.SoftClipping",
         tex=r"\frac{1}{\alpha} \ln \frac{1 + e^{\alpha x}}{1 + e^{\alpha (x - 1)}}",
-        f=lambda x, alpha: (
-            clip(x, 0.0, 1.0) + (log1p(exp(-alpha * absolute(x))) - log1p(exp(-alpha * absolute(x - 1)))) / alpha
-        ),
+        f=_soft_clipping,
         df=lambda x, alpha: expit(alpha * x) * expit(alpha * (1 - x)) * -math.expm1(-alpha),
         parameters={"alpha": Parameter(default=50.0, low=1e-3)},
         left=Tail(0.0),
@@ -181,7 +207,7 @@ BOUNDED = (
         name="elliott",
         module="relume.nn.Elliott",
         tex=r"\frac{1}{2} + \frac{x}{2 (1 + |x|)}",
-        f=lambda x: (1 + 2 * maximum(cut(x), 0.0)) / (2 + 2 * absolute(cut(x))),
+        f=_elliott,
         df=lambda x: square(1 / (1 + absolute(x))) / 2,
         left=Tail(0.0),
         right=Tail(0.0),
@@ -208,7 +234,7 @@ BOUNDED = (
         name="isru",
         module="relume.nn.ISRU",
         tex=r"\frac{x}{\sqrt{1 + \alpha x^2}}",
-        f=lambda x, alpha: clip(x, -1e18, 1e18) / sqrt(1 + alpha * square(clip(x, -1e18, 1e18))),
+        f=_isru,
         df=lambda x, alpha: (1 / sqrt(1 + alpha * square(x))) ** 3,
         parameters={"alpha": Parameter(default=1.0, low=1e-6)},
         left=Tail(0.0),
@@ -222,7 +248,7 @@ BOUNDED = (
         name="sqnl",
         module="relume.nn.SQNL",
         tex=r"u - \frac{u |u|}{4}, \; u = \min(\max(-2, x), 2)",
-        f=lambda x: clip(x, -2.0, 2.0) * (1 - absolute(clip(x, -2.0, 2.0)) / 4),
+        f=_sqnl,
         df=lambda x: 1 - absolute(clip(x, -2.0, 2.0)) / 2,
         left=Tail(0.0, knee=-2.0),
         right=Tail(0.0, knee=2.0),
@@ -237,7 +263,7 @@ BOUNDED = (
         module="relume.nn.Gaussian",
         tex=r"e^{-x^2}",
         f=lambda x: bell(x, 1.0),
-        df=lambda x: -2 * (cut(x) * bell(x, 1.0)),
+        df=lambda x: times(times(bell(x, 1.0), cut(x)), -2.0),
         left=Tail(0.0),
         right=Tail(0.0),
         range=(0.0, 1.0),
@@ -264,7 +290,7 @@ BOUNDED = (
         name="dsilu",
         module="relume.nn.DSiLU",
         tex=r"\sigma(x) (1 + x (1 - \sigma(x))), \; \sigma(x) = \frac{1}{1 + e^{-x}}",
-        f=lambda x: expit(x) + cut(x) * logistic_slope(x),
+        f=silu_slope,
         df=lambda x: logistic_slope(x) * (2 - cut(x) * tanh(x / 2)),
         left=Tail(0.0),
         right=Tail(0.0),

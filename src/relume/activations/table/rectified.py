@@ -2,7 +2,7 @@
 
 import math
 
-from relume.activations.calculus import bent_ends, cut, leaky
+from relume.activations.calculus import bent_ends, cut, floored, leaky
 from relume.activations.primitives import (
     absolute,
     choose,
@@ -10,9 +10,12 @@ from relume.activations.primitives import (
     log1p,
     maximum,
     minimum,
+    over,
+    plus,
     sided,
     square,
     step,
+    times,
 )
 from relume.activations.row import Activation, Parameter, Tail
 
@@ -142,7 +145,7 @@ _STRAIGHT = (
         name="shifted_relu",
         module="relume.nn.ShiftedReLU",
         tex=r"\max(-1, x)",
-        f=lambda x: maximum(x, -1.0),
+        f=lambda x: floored(x, -1.0),
         df=lambda x: step(x + 1),
         left=Tail(0.0, knee=-1.0),
         right=Tail(1.0, knee=-1.0),
@@ -279,8 +282,8 @@ _CURVED = (
         name="star_relu",
         module="relume.nn.StarReLU",
         tex=r"s \max(0, x)^2 + b",
-        f=lambda x, scale, bias: scale * square(maximum(x, 0.0)) + bias,
-        df=lambda x, scale, bias: 2 * scale * maximum(x, 0.0),
+        f=lambda x, scale, bias: plus(times(square(maximum(x, 0.0)), scale), bias),
+        df=lambda x, scale, bias: times(maximum(x, 0.0), 2 * scale),
         parameters={
             "scale": Parameter(
                 default=0.8944,
@@ -319,8 +322,8 @@ _CURVED = (
         name="nlrelu",
         module="relume.nn.NLReLU",
         tex=r"\ln(1 + \beta \max(0, x))",
-        f=lambda x, beta: log1p(beta * maximum(x, 0.0)),
-        df=lambda x, beta: step(x) * (beta / (1 + beta * maximum(x, 0.0))),
+        f=lambda x, beta: log1p(times(maximum(x, 0.0), beta)),
+        df=lambda x, beta: over(times(step(x), beta), plus(times(maximum(x, 0.0), beta), 1.0)),
         parameters={"beta": Parameter(default=1.0, low=1e-6)},
         left=Tail(0.0, knee=0.0),
         right=Tail(0.0),

@@ -4,22 +4,26 @@ import math
 from typing import Any
 
 from relume.activations.calculus import (
+    SQRT_TAU,
     bell,
     cut,
     cut_left,
     expit,
+    gated,
     gelu,
     gelu_slope,
     gelu_tanh_slope,
     logistic_slope,
     mish_slope,
+    ndtr,
     silu,
     silu_slope,
-    soft_relu,
     tanh_argument,
+    tanh_slope,
     tanh_soft_relu,
 )
 from relume.activations.primitives import (
+    capped_exp,
     clip,
     erf,
     exp,
@@ -27,8 +31,12 @@ from relume.activations.primitives import (
     log1p,
     maximum,
     minimum,
+    over,
+    plus,
+    square,
     step,
     tanh,
+    times,
 )
 from relume.activations.row import Activation, Parameter, Tail
 
@@ -39,7 +47,46 @@ def _swish_tail(side: float, beta: float) -> Tail:
 
 def _tanh_log(s: Any) -> Any:
     """tanh(ln(1 + s))."""
-    return s * (2 + s) / (2 + s * (2 + s))
+    t = times(2 + s, s)
+    return over(t, 2 + t)
+
+
+def _logish_slope(x: Any) -> Any:
+    s = expit(x)
+    rest = gated(times(cut(x), s), x, -1.0)
+    return plus(over(rest, 1 + s), log1p(s))
+
+
+def _smish_slope(x: Any) -> Any:
+    s = expit(x)
+    t = times(2 + s, s)
+    d = 2 + t
+    rest = times(gated(times(cut(x), s), x, -1.0), 1 + s)
+    return plus(over(times(rest, 4.0), square(d)), over(t, d))
+
+
+def _serf_slope(x: Any) -> Any:
+    p = log1p(capped_exp(x), own=True)  # ln(1 + e^x), capped where its error function has long been 1
+    rest = gated(times(exp(-square(p)), cut(x)), x)
+    return plus(times(rest, 2 / math.sqrt(math.pi)), erf(p))
+
+
+def _aptx(x: Any, alpha: float, beta: float, gamma: float) -> Any:
+    if alpha == 1:
+        return times(gated(cut_left(x), x, 2 * beta), 2 * gamma)
+    return times(times(plus(times(expit(2 * beta * x), 2.0), alpha - 1), gamma), x)
+
+
+def _telu_slope(x: Any) -> Any:
+    u = exp(minimum(x, 50.0), own=True)
+    return plus(times(tanh_slope(u, u), cut(x)), tanh(u))
+
+
+def _phish_slope(x: Any) -> Any:
+    x, p = cut(x), ndtr(x)
+    g = x * p
+    gate_slope = plus(times(over(bell(x), SQRT_TAU), x), p)
+    return plus(tanh_slope(g, times(gate_slope, x)), tanh(g))
 
 
 _LOGISTIC = (
@@ -62,13 +109,13 @@ _LOGISTIC = (
         name="swish",
         module="relume.nn.Swish",
         tex=r"\frac{x}{1 + e^{-\beta x}}",
-        f=lambda x, beta: cut_left(x) * expit(beta * cut(x)),
+        f=lambda x, beta: gated(cut_left(x), beta * cut(x)),
         df=lambda x, beta: silu_slope(beta * cut(x)),
         parameters={
             "beta": Parameter(
                 default=1.0,
                 init_argument="beta",
-                derivative=lambda x, beta: cut(x) * (cut(x) * logistic_slope(beta * cut(x))),
+                derivative=lambda x, beta: times(logistic_slope(beta * cut(x), cut(x)), cut(x)),
             )
         },
         left=lambda beta: _swish_tail(-1.0, beta),
@@ -82,7 +129,7 @@ _LOGISTIC = (
         name="quick_gelu",
         module="relume.nn.QuickGELU",
         tex=r"\frac{x}{1 + e^{-1.702 x}}",
-        f=lambda x: cut_left(x) * expit(1.702 * x),
+        f=lambda x: gated(cut_left(x), x, 1.702),
         df=lambda x: silu_slope(1.702 * x),
         left=Tail(0.0),
         right=Tail(1.0),
@@ -127,10 +174,8 @@ _LOGISTIC = (
         name="aptx",
         module="relume.nn.APTx",
         tex=r"(\alpha + \tanh(\beta x)) \gamma x",
-        f=lambda x, alpha, beta, gamma: (
-            (cut_left(x) if alpha == 1 else x) * (gamma * (alpha - 1 + 2 * expit(2 * beta * x)))
-        ),
-        df=lambda x, alpha, beta, gamma: gamma * (alpha - 1 + 2 * silu_slope(2 * beta * x)),
+        f=_aptx,
+        df=lambda x, alpha, beta, gamma: plus(times(silu_slope(2 * beta * x), 2 * gamma), gamma * (alpha - 1)),
         parameters={
             "alpha": Parameter(default=1.0),
             "beta": Parameter(default=1.0, low=1e-6),
@@ -147,8 +192,8 @@ _LOGISTIC = (
         name="logish",
         module="relume.nn.Logish",
         tex=r"x \ln(1 + \frac{1}{1 + e^{-x}})",
-        f=lambda x: cut_left(x) * log1p(expit(x)),
-        df=lambda x: log1p(expit(x)) + cut(x) * (logistic_slope(x) / (1 + expit(x))),
+        f=lambda x: times(log1p(expit(x), own=True), cut_left(x)),
+        df=_logish_slope,
         left=Tail(0.0),
         right=Tail(math.log(2)),
         range=(-0.252768816789440353091, math.inf),
@@ -161,11 +206,8 @@ _LOGISTIC = (
         name="smish",
         module="relume.nn.Smish",
         tex=r"x \tanh(\ln(1 + \frac{1}{1 + e^{-x}}))",
-        f=lambda x: cut_left(x) * _tanh_log(expit(x)),
-        df=lambda x: (
-            _tanh_log(expit(x))
-            + cut(x) * (logistic_slope(x) * (4 * (1 + expit(x))) / (2 + expit(x) * (2 + expit(x))) ** 2)
-        ),
+        f=lambda x: times(_tanh_log(expit(x)), cut_left(x)),
+        df=_smish_slope,
         left=Tail(0.0),
         right=Tail(0.6),
         range=(-0.249993663660129495394, math.inf),
@@ -262,8 +304,8 @@ _OTHERS = (
         name="serf",
         module="relume.nn.Serf",
         tex=r"x \, \mathrm{erf}(\ln(1 + e^x))",
-        f=lambda x: cut_left(x) * erf(soft_relu(x)),
-        df=lambda x: erf(soft_relu(x)) + cut(x) * (bell(soft_relu(x), 1.0) * expit(x) * (2 / math.sqrt(math.pi))),
+        f=lambda x: times(erf(log1p(capped_exp(x), own=True), own=True), cut_left(x)),
+        df=_serf_slope,
         left=Tail(0.0),
         right=Tail(1.0),
         range=(-0.348437458759606420222, math.inf),
@@ -277,11 +319,8 @@ _OTHERS = (
         name="telu",
         module="relume.nn.TeLU",
         tex=r"x \tanh(e^x)",
-        f=lambda x: cut_left(x) * tanh(exp(minimum(x, 50.0))),
-        df=lambda x: (
-            tanh(exp(minimum(x, 50.0)))
-            + cut(x) * (exp(minimum(x, 50.0)) * (4 * logistic_slope(2 * exp(minimum(x, 50.0)))))
-        ),
+        f=lambda x: times(tanh(exp(minimum(x, 50.0), own=True), own=True), cut_left(x)),
+        df=_telu_slope,
         left=Tail(0.0),
         right=Tail(1.0),
         range=(-0.353285777848211270987, math.inf),
@@ -294,8 +333,8 @@ _OTHERS = (
         name="phish",
         module="relume.nn.Phish",
         tex=r"x \tanh(x \Phi(x))",
-        f=lambda x: cut_left(x) * tanh(gelu(x)),
-        df=lambda x: tanh(gelu(x)) + cut(x) * (4 * logistic_slope(2 * gelu(x)) * gelu_slope(x)),
+        f=lambda x: times(tanh(gelu(x), own=True), cut_left(x)),
+        df=_phish_slope,
         left=Tail(0.0),
         right=Tail(1.0),
         range=(0.0, math.inf),
@@ -307,8 +346,8 @@ _OTHERS = (
         name="lisht",
         module="relume.nn.LiSHT",
         tex=r"x \tanh x",
-        f=lambda x: x * tanh(x),
-        df=lambda x: tanh(x) + cut(x) * (4 * logistic_slope(2 * x)),
+        f=lambda x: times(tanh(x), x),
+        df=lambda x: plus(tanh_slope(x, cut(x)), tanh(x)),
         left=Tail(-1.0),
         right=Tail(1.0),
         range=(0.0, math.inf),

@@ -1,10 +1,34 @@
 """Functions of several numbers: gates, maxout, pairs and softmax. `row.py` says how they are described."""
 
 import math
+from typing import Any
 
-from relume.activations.calculus import expit, gelu, gelu_slope, logistic_slope, silu, silu_slope, soft_relu
-from relume.activations.primitives import maximum, step
+from relume.activations.calculus import (
+    SQRT_TAU,
+    bell,
+    cut,
+    cut_left,
+    expit,
+    gelu,
+    logistic_slope,
+    ndtr,
+    silu,
+    silu_slope,
+    soft_relu,
+)
+from relume.activations.primitives import maximum, over, plus, step, times
 from relume.activations.row import Activation, Tail
+
+
+def _geglu_slopes(a: Any, b: Any) -> tuple[Any, Any]:
+    share, near = ndtr(b), cut(b)
+    slope = plus(times(over(bell(b), SQRT_TAU), near), share)
+    return cut_left(b) * share, times(slope, a)
+
+
+def _swiglu_slopes(a: Any, b: Any) -> tuple[Any, Any]:
+    return silu(b), times(silu_slope(b), a)
+
 
 SEVERAL = (
     Activation(
@@ -45,8 +69,8 @@ SEVERAL = (
         layout="halves",
         operands=2,
         tex=r"a \max(0, b)",
-        f=lambda a, b: a * maximum(b, 0.0),
-        df=lambda a, b: (maximum(b, 0.0), a * step(b)),
+        f=lambda a, b: times(maximum(b, 0.0), a),
+        df=lambda a, b: (maximum(b, 0.0), times(step(b), a)),
         left=Tail(0.0, knee=0.0),
         right=Tail(math.inf),
         kinks=(0.0,),
@@ -61,8 +85,8 @@ SEVERAL = (
         layout="halves",
         operands=2,
         tex=r"a \, b \Phi(b)",
-        f=lambda a, b: a * gelu(b),
-        df=lambda a, b: (gelu(b), a * gelu_slope(b)),
+        f=lambda a, b: times(gelu(b), a),
+        df=_geglu_slopes,
         left=Tail(0.0),
         right=Tail(math.inf),
         range=(-math.inf, math.inf),
@@ -76,8 +100,8 @@ SEVERAL = (
         layout="halves",
         operands=2,
         tex=r"a \frac{b}{1 + e^{-b}}",
-        f=lambda a, b: a * silu(b),
-        df=lambda a, b: (silu(b), a * silu_slope(b)),
+        f=lambda a, b: times(silu(b), a),
+        df=_swiglu_slopes,
         left=Tail(0.0),
         right=Tail(math.inf),
         range=(-math.inf, math.inf),

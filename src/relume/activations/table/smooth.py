@@ -1,10 +1,10 @@
 """Functions that are linear on one side and level off or bend on the other: exponential, root and log units."""
 
 import math
+from typing import Any
 
 from relume.activations.calculus import SELU_ALPHA, SELU_SCALE, cut, expit, soft_relu, tanh_shrink
 from relume.activations.primitives import (
-    above,
     absolute,
     choose,
     clip,
@@ -13,13 +13,40 @@ from relume.activations.primitives import (
     log1p,
     maximum,
     minimum,
+    over,
+    plus,
     sided,
+    sign,
     sin,
     sqrt,
     square,
     tanh,
+    times,
 )
 from relume.activations.row import Activation, Parameter, Tail
+
+
+def _isrlu(x: Any, alpha: float) -> Any:
+    left = clip(x, -1e18, 0.0)  # whose square is no infinity
+    return maximum(x, 0.0) + left / sqrt(1 + alpha * square(left))
+
+
+def _squareplus_slope(x: Any, b: float) -> Any:
+    root, near = sqrt(plus(square(x), b), own=True), clip(x, -1e18, 1e18)
+    right = over(plus(absolute(near), near), minimum(root, 1e18))
+    return plus(times(right, 0.5), over(b / 2 / plus(absolute(x), root), root))
+
+
+def _bent_identity(x: Any) -> Any:
+    near = clip(x, -1e18, 1e18)
+    bend = plus(times(sqrt(plus(square(near), 1.0), own=True), 2.0), 2.0)
+    return times(plus(over(near, bend), 1.0), x)
+
+
+def _bent_identity_slope(x: Any) -> Any:
+    x = clip(x, -1e18, 1e18)
+    return plus(over(x, times(sqrt(plus(square(x), 1.0), own=True), 2.0)), 1.0)
+
 
 SMOOTH = (
     Activation(
@@ -116,7 +143,7 @@ SMOOTH = (
         name="isrlu",
         module="relume.nn.ISRLU",
         tex=r"\begin{cases} x & x \ge 0 \\ \frac{x}{\sqrt{1 + \alpha x^2}} & x < 0 \end{cases}",
-        f=lambda x, alpha: maximum(x, 0.0) + clip(x, -1e18, 0.0) / sqrt(1 + alpha * square(clip(x, -1e18, 0.0))),
+        f=_isrlu,
         df=lambda x, alpha: (1 / sqrt(1 + alpha * square(minimum(x, 0.0)))) ** 3,
         parameters={"alpha": Parameter(default=1.0, low=1e-6)},
         left=Tail(0.0),
@@ -147,7 +174,7 @@ SMOOTH = (
         name="shifted_softplus",
         module="relume.nn.ShiftedSoftplus",
         tex=r"\ln(\frac{1}{2} e^x + \frac{1}{2})",
-        f=lambda x: maximum(x, 0.0) + log1p(expm1(-absolute(x)) / 2),
+        f=lambda x: plus(maximum(x, 0.0), -log1p(tanh(absolute(x / 2, own=True), own=True), own=True)),
         df=expit,
         left=Tail(0.0),
         right=Tail(1.0),
@@ -160,11 +187,8 @@ SMOOTH = (
         name="squareplus",
         module="relume.nn.Squareplus",
         tex=r"\frac{1}{2} (x + \sqrt{x^2 + b})",
-        f=lambda x, b: above(x) + b / (2 * (sqrt(square(x) + b) + absolute(x))),
-        df=lambda x, b: (
-            above(clip(x, -1e18, 1e18)) / sqrt(square(clip(x, -1e18, 1e18)) + b)
-            + b / (2 * (sqrt(square(x) + b) + absolute(x))) / sqrt(square(x) + b)
-        ),
+        f=lambda x, b: plus(b / 2 / plus(sqrt(plus(square(x), b), own=True), absolute(x)), maximum(x, 0.0)),
+        df=_squareplus_slope,
         parameters={"b": Parameter(default=4.0, low=1e-6)},
         left=Tail(0.0),
         right=Tail(1.0),
@@ -177,8 +201,8 @@ SMOOTH = (
         name="bent_identity",
         module="relume.nn.BentIdentity",
         tex=r"\frac{\sqrt{x^2 + 1} - 1}{2} + x",
-        f=lambda x: x * (1 + clip(x, -1e18, 1e18) / (2 * (sqrt(square(clip(x, -1e18, 1e18)) + 1) + 1))),
-        df=lambda x: 1 + clip(x, -1e18, 1e18) / (2 * sqrt(square(clip(x, -1e18, 1e18)) + 1)),
+        f=_bent_identity,
+        df=_bent_identity_slope,
         left=Tail(0.5),
         right=Tail(1.5),
         range=(-math.inf, math.inf),
@@ -238,7 +262,7 @@ SMOOTH = (
         name="symlog",
         module="relume.nn.Symlog",
         tex=r"\mathrm{sign}(x) \ln(1 + |x|)",
-        f=lambda x: log1p(maximum(x, 0.0)) - log1p(-minimum(x, 0.0)),
+        f=lambda x: times(log1p(absolute(x)), sign(x)),
         df=lambda x: 1 / (1 + absolute(x)),
         left=Tail(0.0),
         right=Tail(0.0),
