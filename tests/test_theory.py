@@ -419,7 +419,7 @@ def test_deep_layers_and_the_first_one_refuse_nonsense():
     """A layer 0, a negative depth and a correlation beyond 1 are errors that say what is wrong."""
     with pytest.raises(RelumeError, match="layers count from 1"):
         expected_dead_share(0, 10)
-    with pytest.raises(RelumeError, match="depth -1 be 0 or more"):
+    with pytest.raises(RelumeError, match="depth -1 be a whole number, 0 or more"):
         relu_correlation(-1)
     with pytest.raises(RelumeError, match=r"c0 1.5 must lie in \[-1, 1\]"):
         relu_correlation(1, 1.5)

@@ -306,7 +306,7 @@ def test_tat_slope_as_published(depth: int, slope: float):
 
 def test_tat_slope_refuses_nonsense():
     """No depth, a target that is none, and a target that ReLU does not reach are errors."""
-    with pytest.raises(RelumeError, match="depth 0 must be 1 or more"):
+    with pytest.raises(RelumeError, match="depth 0 must be a whole number, 1 or more"):
         tat_slope(0)
     with pytest.raises(RelumeError, match=r"target 1.0 lie between"):
         tat_slope(10, 1.0)

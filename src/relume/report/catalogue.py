@@ -9,10 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
-
-import numpy as np
 
 from relume.activations import Activation, Tail, activation
 from relume.activations.card import bounds, end, interval, number
@@ -136,21 +133,13 @@ def profile(row: Activation) -> Profile:
         dead_above=dead[1],
         flat_below=flat[0],
         flat_above=flat[1],
-        flat_inside=_flat_inside(row),
+        flat_inside=next((s for s in row.dead_stretches() if all(map(math.isfinite, s))), None),
         float16_below=fine[0],
         float16_above=fine[1],
         when=row.when,
         kept=row.kept,
         paper=row.paper,
     )
-
-
-def _flat_inside(row: Activation) -> tuple[float, float] | None:
-    """The first stretch between two breaks of the formula on which the slope is exactly 0."""
-    for low, high in pairwise(row.breaks()):
-        if low < high and not np.any(row.slope(np.linspace(low, high, 7)[1:-1])):
-            return low, high
-    return None
 
 
 # --- what speaks for it, and against it -------------------------------------------------------------------------------
@@ -188,7 +177,8 @@ def _steady(ratio: float) -> str:
 
 
 def _dies(p: Profile) -> str:
-    return f"Units can die: the slope is exactly 0 for {_where(p.dead_below, p.dead_above)}." if p.can_die else ""
+    where = _where(p.dead_below, p.dead_above)
+    return f"Units can die: the slope is exactly 0 for {where}." if where else ""
 
 
 def _saturates(p: Profile) -> str:
@@ -284,7 +274,7 @@ def _flat_middle(p: Profile) -> str:
     if p.flat_inside is None:
         return ""
     low, high = map(number, p.flat_inside)
-    return f"Flat from {low} to {high}: a unit that stays there gets no gradient."
+    return f"Units can die: the slope is exactly 0 from {low} to {high}."
 
 
 def _never_exactly_flat(p: Profile) -> str:

@@ -86,7 +86,7 @@ BOUNDED = (
         f=lambda x, slope: tanh(maximum(x, 0.0)) + slope * tanh(minimum(x, 0.0)),
         df=lambda x, slope: sided(x, slope, 1.0) * (4 * logistic_slope(2 * x)),
         parameters={"slope": Parameter(default=0.25, low=0.0, high=1.0)},
-        left=Tail(0.0),
+        left=lambda slope: Tail(0.0, knee=None if slope else 0.0),
         right=Tail(0.0),
         kinks=(0.0,),
         range=(-0.25, 1.0),
