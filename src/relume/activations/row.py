@@ -45,6 +45,7 @@ class Parameter:
     high: float = inf
     init_argument: str | None = None
     derivative: Callable[..., Any] | None = None
+    infinite: bool = False  # whether inf and -inf are values too: they switch something off
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +105,15 @@ class Activation:
     def arguments(self, **parameters: float) -> dict[str, float]:
         """Every parameter of the function: the given ones, and the default for the rest.
 
-        Raises `ActivationError` for a parameter that the function does not have, or a value that is not finite or
-        outside its bounds.
+        Raises `ActivationError` for a parameter that the function does not have, or a value outside its bounds,
+        which are finite unless the row says so.
         """
         for name, value in parameters.items():
             if name not in self.parameters:
                 known = ", ".join(self.parameters) or "none"
                 raise ActivationError(f"{self.name} has no parameter {name!r}.\nIts parameters: {known}.")
             bounds = self.parameters[name]
-            if not math.isfinite(value):
+            if math.isinf(value) and not bounds.infinite:
                 raise ActivationError(f"{self.name}: {name} is {value!r}, but must be finite.")
             if not bounds.low <= value <= bounds.high:
                 raise ActivationError(
@@ -335,7 +336,7 @@ def _dead_stretches(row: Activation, items: tuple[tuple[str, float], ...]) -> tu
     arguments = dict(items)
     low, high = row.flat_edges(0.0, **arguments)
     found = [(-inf, low)] if low > -inf else []
-    for stretch in pairwise(sorted(row.breaks(**arguments))):
+    for stretch in pairwise(sorted(filter(math.isfinite, row.breaks(**arguments)))):
         if low <= stretch[0] < stretch[1] <= high and not np.any(
             row.slope(np.linspace(*stretch, 7)[1:-1], **arguments)
         ):

@@ -420,7 +420,7 @@ def facts(row: Activation) -> list[tuple[str, str]]:
         ("gain, forward", f"{number(m.gain_forward)}: std of weights times sqrt(fan_in) that keeps signals"),
         ("gain, backward", f"{number(m.gain_backward)}: the same for gradients, with fan_out"),
         ("chi, LayerNorm", f"{number(m.chi_ln)} a layer on the squared gradient; 1 keeps it"),
-        ("chi, BatchNorm", f"{number(m.chi_bn)} a layer on the squared gradient; 1 keeps it"),
+        ("chi, BatchNorm", _chi_bn(m.chi_bn)),
         ("isometry", f"{number(m.isometry)}: how unevenly gradients shrink; 0 for a linear function"),
         ("critical point", _critical(row)),
     ]
@@ -428,6 +428,12 @@ def facts(row: Activation) -> list[tuple[str, str]]:
     if p.kept:
         found.append(("numerics", f"torch loses digits in its tails; {p.kept} keeps them"))
     return found
+
+
+def _chi_bn(chi: float) -> str:
+    if math.isnan(chi):
+        return "not known: samples differ too much in size where a function outgrows lines"
+    return f"{number(chi)} a layer on the squared gradient; 1 keeps it"
 
 
 def _critical(row: Activation) -> str:

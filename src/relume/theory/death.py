@@ -141,7 +141,7 @@ def _within(low: float, high: float, correlation: float, samples: int) -> float:
     from scipy.special import ndtri
 
     if correlation in (0, 1):
-        share = float(np.exp(_log_share(np.float64(low), np.float64(high))))
+        share = float(np.exp(_log_share(np.array(low), np.array(high))))
         return share ** (samples if correlation == 0 else 1)
     slope, rest = math.sqrt(correlation / (1 - correlation)), math.sqrt(1 - correlation)
     # The integrand changes between 0 and 1 around a middle for each end, within a few 1 / slope.

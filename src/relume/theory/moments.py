@@ -12,8 +12,8 @@ import numpy as np
 from relume.activations import Activation, activation, normal_points, normal_rule
 from relume.errors import RelumeError
 
-# Panels are quartered until two rules agree to `_EXACT`. At the finest, where a function turns hundreds of times within a
-# standard deviation, nodes hit its phase evenly: a mean over so many of them is right to `_ROUGH`.
+# Panels are quartered until two rules agree to `_EXACT`. At the finest, where a function turns hundreds of times within
+# a standard deviation, nodes hit its phase evenly: a mean over so many of them is right to `_ROUGH`.
 _EXACT, _ROUGH, _FINEST = 1e-9, 0.05, 64
 
 
