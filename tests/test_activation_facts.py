@@ -345,8 +345,8 @@ def test_dead_stretches_by_scanning(row: Activation):
         stretches = row.dead_stretches(**parameters)
         inside = np.any([(low <= x) & (x <= high) for low, high in stretches], axis=0) if stretches else x > math.inf
         assert (row.slope(x[inside], **parameters) == 0).all()
-        outside = x[~inside]
-        assert (row.slope(outside[1:-1], **parameters) == 0).sum() <= 2  # where a slope changes its sign
+        # Elsewhere it is 0 where it changes its sign, or has shrunk out of the floats.
+        assert ((row.slope(x, **parameters) == 0) & ~inside & (np.abs(x) < 3)).sum() <= 2
         assert row.can_die == bool(row.dead_stretches())
 
 

@@ -159,7 +159,7 @@ def test_moments_that_no_rule_resolves():
     """Thousands of turns within a standard deviation are right to .05; a function that no panels catch is an error."""
     assert moments("sine", 1e6, omega=7.0).second == pytest.approx(0.5, abs=0.05)
     steep = replace(
-        activation("tanh"), name="steep", f=lambda x: np.abs(x - 1 / 3) ** 0.1, df=lambda x: np.abs(x - 1 / 3) ** -0.9
+        activation("tanh"), name="steep", f=lambda x: np.abs(x - 0.7) ** 0.1, df=lambda x: np.abs(x - 0.7) ** -0.9
     )  # the mean square of its slope is infinite, and every finer rule finds more of it
     with pytest.raises(RelumeError, match="steep turns too often at q = 1: its means do not settle"):
         moments(steep)

@@ -12,9 +12,10 @@ import numpy as np
 from relume.activations import Activation, activation, normal_points, normal_rule
 from relume.errors import RelumeError
 
-# Panels are quartered until two rules agree to `_EXACT`. At the finest, where a function turns hundreds of times within
-# a standard deviation, nodes hit its phase evenly: a mean over so many of them is right to `_ROUGH`.
-_EXACT, _ROUGH, _FINEST = 1e-9, 0.05, 64
+# Panels, halves of halves as they are, are cut in three until two rules agree to `_EXACT`. At the finest, where a
+# function turns hundreds of times within a standard deviation, nodes hit its phase evenly: a mean over so many of them
+# is right to `_ROUGH`.
+_EXACT, _ROUGH, _FINEST = 1e-9, 0.05, 81
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +138,7 @@ def _converged(
         finer = 1
         found = means(*normal_points(row.operands, row.breaks(**arguments), q))
         while row.operands == 1:
-            before, finer = found, 4 * finer
+            before, finer = found, 3 * finer
             x, w = normal_rule(row.breaks(**arguments), q, finer)
             found = means((x,), w)
             tolerance = _EXACT if finer < _FINEST else _ROUGH

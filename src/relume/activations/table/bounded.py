@@ -104,7 +104,10 @@ BOUNDED = (
         tex=r"\min(\max(l, x), u)",
         f=lambda x, min_val, max_val: minimum(maximum(x, min_val), max_val),
         df=lambda x, min_val, max_val: choose(x, (x > min_val) & (x < max_val), 1.0, 0.0),
-        parameters={"min_val": Parameter(default=-1.0, infinite=True), "max_val": Parameter(default=1.0, infinite=True)},
+        parameters={
+            "min_val": Parameter(default=-1.0, infinite=True),
+            "max_val": Parameter(default=1.0, infinite=True),
+        },
         left=lambda min_val, max_val: Tail(0.0, knee=min_val),
         right=lambda min_val, max_val: Tail(0.0, knee=max_val),
         kinks=lambda min_val, max_val: (min_val, max_val),
