@@ -176,14 +176,13 @@ def test_flat_edges_by_scanning(row: Activation, tolerance: float):
 
 @each_row
 def test_exactly_flat_edges_are_the_knees(row: Activation):
-    """With tolerance 0 the edges are where the slope is exactly zero, and a unit can die if there is one."""
+    """With tolerance 0 the edges are where the slope is exactly zero."""
     for parameters in settings(row):
         low, high = row.flat_edges(0.0, **parameters)
         for edge, tail in zip((low, high), row.tails(**parameters), strict=True):
             assert math.isfinite(edge) == (tail.slope == 0 and tail.knee is not None)
             if math.isfinite(edge):
                 assert row.slope(np.float64(edge), **parameters) == 0
-    assert row.can_die == any(map(math.isfinite, row.flat_edges(0.0)))
 
 
 def test_flat_edges_in_closed_form():
@@ -291,7 +290,7 @@ def test_derived_facts_that_everyone_knows():
 
     assert those("can_die") == {
         "relu", "relu6", "hardtanh", "hardsigmoid", "hardswish", "threshold", "shifted_relu", "relu_squared",
-        "star_relu", "smelu", "nlrelu", "sqnl", "flatten_t_swish", "hard_elish", "reglu",
+        "star_relu", "smelu", "nlrelu", "sqnl", "flatten_t_swish", "hard_elish", "reglu", "softshrink", "hardshrink",
     }  # fmt: skip
     assert {row.name for row in ROWS if not row.saturates} == {
         "leaky_relu", "prelu", "rrelu", "tailored_relu", "srelu", "plu", "identity", "tanhshrink", "softshrink",
@@ -333,3 +332,44 @@ def test_normal_rule_integrates_powers(q: float):
     x, w = normal_rule((0.3,), q)
     share = 0.5 * math.erfc(0.3 / math.sqrt(2 * q))
     assert w @ (x > 0.3) == pytest.approx(share, rel=1e-9, abs=1e-300)
+
+
+# --- exactly flat stretches -------------------------------------------------------------------------------------------
+
+
+@each_row
+def test_dead_stretches_by_scanning(row: Activation):
+    """Among a hundred thousand points the slope is exactly 0 just where a stretch says so."""
+    x = np.linspace(-7.9, 8.1, 100_003)
+    for parameters in settings(row):
+        stretches = row.dead_stretches(**parameters)
+        inside = np.any([(low <= x) & (x <= high) for low, high in stretches], axis=0) if stretches else x > math.inf
+        assert (row.slope(x[inside], **parameters) == 0).all()
+        # Elsewhere it is 0 where it changes its sign, or has shrunk out of the floats.
+        assert ((row.slope(x, **parameters) == 0) & ~inside & (np.abs(x) < 3)).sum() <= 2
+        assert row.can_die == bool(row.dead_stretches())
+
+
+def test_dead_stretches_by_hand():
+    """Ends, the middle of a shrinkage, both, and none; a bound at infinity is no end."""
+    assert activation("hardtanh").dead_stretches() == ((-math.inf, -1.0), (1.0, math.inf))
+    assert activation("hardtanh").dead_stretches(max_val=math.inf) == ((-math.inf, -1.0),)
+    assert activation("softshrink").dead_stretches() == ((-0.5, 0.5),)
+    assert activation("hardshrink").dead_stretches(lambd=2.0) == ((-2.0, 2.0),)
+    assert activation("softshrink").dead_stretches(lambd=0.0) == ()
+    assert activation("srelu").dead_stretches(a_left=0.0, a_right=0.0) == ((-math.inf, 0.0), (1.0, math.inf))
+    assert activation("tanh").dead_stretches() == ()
+
+
+def test_a_parameter_that_switches_a_side_off_makes_a_flat_end():
+    """ELU at alpha 0 is a ReLU, and a penalised tanh of slope 0 as flat on its left."""
+    assert activation("elu").dead_stretches(alpha=0.0) == ((-math.inf, 0.0),)
+    assert activation("penalized_tanh").dead_stretches(slope=0.0) == ((-math.inf, 0.0),)
+    assert activation("elu").dead_stretches(alpha=0.5) == ()
+
+
+def test_infinite_parameters():
+    """An infinite slope is an error that says so; an infinite bound of hardtanh is none at all."""
+    with pytest.raises(ActivationError, match="leaky_relu: negative_slope is inf, but must be finite"):
+        activation("leaky_relu").arguments(negative_slope=math.inf)
+    assert activation("hardtanh").value(np.float64(1e9), max_val=math.inf) == 1e9

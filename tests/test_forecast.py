@@ -238,6 +238,16 @@ def test_dead_units_are_those_that_a_thousand_inputs_leave_silent():
         assert layer.dead_share == pytest.approx(float((h.detach().amax(0) <= 0).double().mean()), abs=0.04)
 
 
+def test_units_between_the_ends_of_softshrink_are_foreseen_dead():
+    """Of a softshrink layer with small weights, the share foreseen is the share that 1000 fresh inputs leave flat."""
+    model = mlp(nn.Softshrink, 3, 256, seed=3, sigma_w2=0.02)
+    foreseen, x = forecast(model, noise(1, 64, 64)).layers[0], noise(2, 1000, 64)
+    z = model[0](x).detach()  # type: ignore[operator] - a Linear
+    share = float((z.abs() <= 0.5).all(0).double().mean())
+    assert foreseen.dead_share == pytest.approx(share, abs=0.1)
+    assert share > 0.1
+
+
 def test_a_bias_closes_its_units():
     """96 of 128 units with a bias of -30 are foreseen dead, also from a single sample, and named."""
     model = mlp(nn.ReLU, 2, 128)

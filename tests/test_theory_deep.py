@@ -130,6 +130,35 @@ def test_correlation_map_refuses_nonsense(arguments: dict[str, Any], message: st
         correlation_map("tanh", **arguments)
 
 
+@pytest.mark.parametrize(("omega", "q"), [(1.0, 1.0), (5.0, 10.0), (3.0, 2.0)])
+def test_correlation_map_of_a_sine_in_closed_form(omega: float, q: float):
+    """E[sin(wu) sin(wv)] = e^(-w^2 q) sinh(w^2 q c): narrow at 1 where it turns often."""
+    for c in (-0.999, 0.0, 0.5, 0.99, 0.999, 1.0):
+        s = omega**2 * q
+        expected = (math.exp(s * (c - 1)) - math.exp(-s * (c + 1))) / (1 - math.exp(-2 * s))
+        assert correlation_map("sine", c, q, 1.0, omega=omega) == pytest.approx(expected, abs=1e-7)
+
+
+def test_correlations_that_no_rule_resolves():
+    """A sine that turns too often, and an exponential that outgrows the floats, are errors that give q."""
+    with pytest.raises(RelumeError, match=r"correlations of sine are not known at q = 1e\+08: it turns too often"):
+        correlation_map("sine", 0.5, 1e8, 1.0)
+    with pytest.raises(RelumeError, match=r"correlations of exp are not known at q = .*, lies beyond 9"):
+        correlations("exp", 10, 2.0)
+
+
+def test_signals_that_end():
+    """Where all that comes is 0, there is no correlation: NaN, and no warning; with biases it is theirs."""
+    assert math.isnan(correlation_map("threshold", 0.5, 1e-4, 1.0))
+    assert correlation_map("threshold", 0.5, 1e-4, 1.0, 0.1) == pytest.approx(1)
+    assert correlations("softshrink", 6, 1 / 3)[:2] == (0.0, 0.0)
+    assert math.isnan(correlations("softshrink", 6, 1 / 3)[-1])
+    for name in ("threshold", "softshrink", "hardshrink"):
+        deep = signal_depth(name, 1.0)
+        assert (deep.phase, deep.variance.kind, deep.chi, deep.xi_gradient) == ("ordered", "zero", 0.0, 0.0)
+        assert math.isnan(deep.c) and math.isnan(deep.xi_c)
+
+
 def test_correlations_refuse_nonsense():
     """An input correlation beyond 1 is an error."""
     with pytest.raises(RelumeError, match=r"correlations: c0 is 2.0"):
@@ -198,7 +227,13 @@ def test_depth_of_the_correlation():
 def test_depths_at_the_ends():
     """A variance that shrinks for ever still has its limits; one that grows for ever has no correlation to come to."""
     linear = signal_depth("tanh", 1.0)
-    assert (linear.phase, linear.c, linear.xi_gradient) == ("critical", 1.0, math.inf)
+    assert (linear.phase, linear.xi_gradient) == ("critical", math.inf)
+    for sigma_w2 in (0.5, 1.0):  # a straight line keeps every correlation, as 200 layers show
+        assert math.isnan(signal_depth("tanh", sigma_w2).c) and math.isnan(signal_depth("tanh", sigma_w2).xi_c)
+        assert correlations("tanh", 200, sigma_w2, c0=0.5)[-1] < 0.7
+    assert signal_depth("relu", 1.0).c == 1  # a corner does not
+    assert fixed_variance("gaussian", 1.0).slope < 0  # swings, and settles as fast as its size says
+    assert fixed_variance("gaussian", 1.0).depth == pytest.approx(-1 / math.log(-fixed_variance("gaussian", 1.0).slope))
     grows = signal_depth("relu", 3.0)
     assert math.isnan(grows.c) and math.isnan(grows.xi_c)
     assert grows.xi_gradient == pytest.approx(1 / math.log(1.5))
@@ -257,7 +292,11 @@ def test_where_there_is_no_critical_point(name: str):
 
 
 def test_where_the_slope_is_zero():
-    """A function that is flat around 0 has no critical point for small signals."""
+    """A function that is flat around 0, or at 0, has no critical point for small signals."""
+    for name in ("phish", "lisht", "relu_squared", "tanhshrink", "bilinear_glu", "reglu", "geglu", "swiglu"):
+        assert "its slope there is 0" in small_signal(name).why_not
+        assert math.isnan(small_signal(name).sigma_w2)
+    assert small_signal("glu").sigma_w2 == pytest.approx(4)  # sigmoid(0) a
     assert "its slope there is 0" in small_signal("softshrink").why_not
     assert "mean squared slope there is 0" in critical("softshrink", 1e-8).why_not
 
@@ -306,8 +345,10 @@ def test_tat_slope_as_published(depth: int, slope: float):
 
 def test_tat_slope_refuses_nonsense():
     """No depth, a target that is none, and a target that ReLU does not reach are errors."""
-    with pytest.raises(RelumeError, match="depth 0 must be 1 or more"):
+    with pytest.raises(RelumeError, match="depth 0 must be a whole number, 1 or more"):
         tat_slope(0)
+    with pytest.raises(RelumeError, match=r"depth 50.5 must be a whole number, 1 or more"):
+        tat_slope(50.5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(RelumeError, match=r"target 1.0 lie between"):
         tat_slope(10, 1.0)
     with pytest.raises(RelumeError, match=r"2 ReLU layers bring orthogonal inputs to a correlation of 0.49"):

@@ -110,6 +110,22 @@ def test_in_place_activations_are_read_before_they_overwrite_their_input() -> No
     assert readings[0] == readings[1] and min(readings[0]["pre_mean"]) < 0
 
 
+def test_units_that_stay_where_softshrink_is_flat_are_dead() -> None:
+    """Silent are units on the flat ends, and those between them where the slope is 0 too: they get no gradient."""
+    layer = nn.Linear(1, 3, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[0.4], [0.6], [-0.45]]))
+    model = nn.Sequential(layer, nn.Softshrink(), nn.Linear(3, 1))
+    probe = Probe(model)
+    with probe.trace:
+        output = model(torch.linspace(0, 1, 65)[:, None])
+    output.sum().backward()
+    assert layer.weight.grad is not None
+    read = probe.reading().sites["1"]
+    assert list(read.silent) == (layer.weight.grad == 0).flatten().tolist() == [True, False, True]
+    assert read.flat_share[0] == 1
+
+
 def test_a_unit_that_fires_on_two_percent_is_sparse_not_dead() -> None:
     """Sparse units never count as dead, however rarely they fire in one batch."""
     torch.manual_seed(0)

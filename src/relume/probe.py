@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -201,7 +202,12 @@ def _flat(call: Call, z: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     row = ACTIVATIONS[call.site.activation]
     low, high = row.flat_edges(FLAT_SLOPE, **call.site.parameters)
     dead_low, dead_high = row.flat_edges(0.0, **call.site.parameters)
-    return (z <= low) | (z >= high), (z <= dead_low) | (z >= dead_high)
+    flat, dead = (z <= low) | (z >= high), (z <= dead_low) | (z >= dead_high)
+    for start, end in row.dead_stretches(**call.site.parameters):
+        if math.isfinite(start) and math.isfinite(end):  # between the ends, as softshrink's
+            inside = (z >= start) & (z <= end)
+            flat, dead = flat | inside, dead | inside
+    return flat, dead
 
 
 def _moments(x: Tensor, rest: list[int]) -> tuple[Tensor, Tensor]:

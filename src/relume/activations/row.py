@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, reduce
+from itertools import pairwise
 from math import inf
 from typing import Any, Literal, TypeVar, cast
 
@@ -21,8 +22,9 @@ T = TypeVar("T")
 # side by side (maxout); each alone, with two results (CReLU); or all along one dimension (softmax).
 Layout = Literal["elementwise", "halves", "pieces", "doubled", "across"]
 
-# How far `f` and `df` of a row may be off on float32 tensors, for |x| <= 100, in units in the last place of the right
-# result. Errors below 1e-6 count as none where terms cancel, and numbers below the smallest normal one, 1.2e-38, as 0.
+# How far `f` and `df` of a row may be off on float32 tensors at the default parameters, for |x| <= 100, in units in the
+# last place of the right result. Errors below 1e-6 count as none where terms cancel, and numbers below the smallest
+# normal one, 1.2e-38, as 0.
 ULPS = 8.0
 
 
@@ -43,6 +45,7 @@ class Parameter:
     high: float = inf
     init_argument: str | None = None
     derivative: Callable[..., Any] | None = None
+    infinite: bool = False  # whether inf and -inf are values too: they switch something off
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +105,16 @@ class Activation:
     def arguments(self, **parameters: float) -> dict[str, float]:
         """Every parameter of the function: the given ones, and the default for the rest.
 
-        Raises `ActivationError` for a parameter that the function does not have, or a value outside its bounds.
+        Raises `ActivationError` for a parameter that the function does not have, or a value outside its bounds,
+        which are finite unless the row says so.
         """
         for name, value in parameters.items():
             if name not in self.parameters:
                 known = ", ".join(self.parameters) or "none"
                 raise ActivationError(f"{self.name} has no parameter {name!r}.\nIts parameters: {known}.")
             bounds = self.parameters[name]
+            if math.isinf(value) and not bounds.infinite:
+                raise ActivationError(f"{self.name}: {name} is {value!r}, but must be finite.")
             if not bounds.low <= value <= bounds.high:
                 raise ActivationError(
                     f"{self.name}: {name} is {value!r}, but must lie between {bounds.low:g} and {bounds.high:g}."
@@ -174,14 +180,27 @@ class Activation:
             )
         return _flat_edges(self, float(tolerance), tuple(self.arguments(**parameters).items()))
 
+    def dead_stretches(self, **parameters: float) -> tuple[tuple[float, float], ...]:
+        """Where the slope is exactly 0: from each first to each second number, from left to right.
+
+        Flat ends reach to -inf or inf. Between them, stretches lie between breaks of the formula.
+
+        >>> from relume.activations import activation
+        >>> activation("relu6").dead_stretches()
+        ((-inf, 0.0), (6.0, inf))
+        >>> activation("softshrink").dead_stretches(lambd=0.2)
+        ((-0.2, 0.2),)
+        """
+        return _dead_stretches(self, tuple(self.arguments(**parameters).items()))
+
     def steepest(self, **parameters: float) -> float:
         """The largest absolute slope, which is infinite for a function such as exp."""
         return _steepest(self, tuple(self.arguments(**parameters).items()))
 
     @property
     def can_die(self) -> bool:
-        """Whether an end is exactly flat, so that a unit that stays there gets no gradient at all."""
-        return any(tail.slope == 0 and tail.knee is not None for tail in self.tails())
+        """Whether it is exactly flat somewhere, so that a unit that stays there gets no gradient at all."""
+        return bool(self.dead_stretches())
 
     @property
     def saturates(self) -> bool:
@@ -312,17 +331,32 @@ def _flat_edges(row: Activation, tolerance: float, items: tuple[tuple[str, float
     )
 
 
-def normal_rule(centres: tuple[float, ...] = (), q: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+@lru_cache(maxsize=4096)
+def _dead_stretches(row: Activation, items: tuple[tuple[str, float], ...]) -> tuple[tuple[float, float], ...]:
+    arguments = dict(items)
+    low, high = row.flat_edges(0.0, **arguments)
+    found = [(-inf, low)] if low > -inf else []
+    for stretch in pairwise(sorted(filter(math.isfinite, row.breaks(**arguments)))):
+        if low <= stretch[0] < stretch[1] <= high and not np.any(
+            row.slope(np.linspace(*stretch, 7)[1:-1], **arguments)
+        ):
+            found.append(stretch)
+    return (*found, (high, inf)) if high < inf else tuple(found)
+
+
+def normal_rule(centres: tuple[float, ...] = (), q: float = 1.0, finer: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Points x and weights w such that sum(w g(x)) is the mean of g(x) for x ~ N(0, q).
 
     Gauss-Legendre panels, split at the centres and shrinking towards them and towards 0, so that kinks and functions
-    much narrower than the normal density lose no digits.
+    much narrower than the normal density lose no digits. Where the density counts, panels are at most 1 / `finer`
+    standard deviations wide, for functions that turn many times within one.
     """
     width = math.sqrt(q)
     finest = -16 - max(0, math.ceil(math.log2(width)))
     away = 2.0 ** np.arange(finest, 6)
     around = [np.concatenate([m - away, [m], m + away]) for m in (0.0, *(c / width for c in centres))]
-    edges = np.unique(np.clip(np.concatenate([np.arange(-37, 38), *around]), -37, 37))  # beyond, the density is 0
+    steady = [np.arange(-37, 38), np.arange(-9 * finer, 9 * finer + 1) / finer]
+    edges = np.unique(np.clip(np.concatenate([*steady, *around]), -37, 37))  # beyond, the density is 0
     z, w = panels(edges[None, :], nodes=20)
     return width * z.ravel(), w.ravel()
 
@@ -330,18 +364,21 @@ def normal_rule(centres: tuple[float, ...] = (), q: float = 1.0) -> tuple[np.nda
 def normal_points(operands: int, centres: tuple[float, ...] = (), q: float = 1.0) -> tuple[Any, np.ndarray]:
     """Points, an array for each operand, and weights: sum(w g(*points)) is the mean of g for independent N(0, q).
 
-    One operand gives `normal_rule`. For two, the panels of the second are also split where it equals the first, so that
-    a maximum of both keeps its digits. Raises `ActivationError` for more.
+    One operand gives `normal_rule`. For two, panels shrink towards 0 as the normal grows wide, and those of the second
+    also towards the first, so that a maximum or a softmax of both keeps its digits. Raises `ActivationError` for more.
     """
     if operands == 1:
         x, w = normal_rule(centres, q)
         return (x,), w
     if operands != 2:
         raise ActivationError(f"means over {operands} operands are not known; there are rules for 1 and 2.")
-    a, w_a = panels(np.arange(-9.0, 10.0)[None, :], nodes=12)
-    edges = np.concatenate([np.broadcast_to(np.arange(-9.0, 10.0), (a.size, 19)), a.reshape(-1, 1)], axis=1)
-    b, w_b = panels(np.sort(edges, axis=1), nodes=12)
     width = math.sqrt(q)
+    away = shrinking(width)
+    fixed = np.unique(np.concatenate([np.arange(-9.0, 10.0), away, -away]))
+    a, w_a = panels(fixed[None, :], nodes=12)
+    own = np.clip(a.reshape(-1, 1) + np.concatenate([-away, [0.0], away]), -9, 9)
+    edges = np.concatenate([np.broadcast_to(fixed, (a.size, fixed.size)), own], axis=1)
+    b, w_b = panels(np.sort(edges, axis=1), nodes=12)
     first = np.broadcast_to(a.reshape(-1, 1), b.shape)
     return (width * first.ravel(), width * b.ravel()), (w_a.reshape(-1, 1) * w_b).ravel()
 
@@ -352,6 +389,11 @@ def panels(edges: np.ndarray, nodes: int) -> tuple[np.ndarray, np.ndarray]:
     half = np.diff(edges, axis=1)[:, :, None] / 2
     z = (edges[:, :-1, None] + half + half * at).reshape(len(edges), -1)
     return z, (half * weights).reshape(len(edges), -1) * np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
+def shrinking(width: float) -> np.ndarray:
+    """Distances from a centre, in standard deviations, down to where a function of unit scale is smooth."""
+    return 2.0 ** -np.arange(max(0, math.ceil(math.log2(width))) + 1) if width > 1 else np.array([])
 
 
 @lru_cache(maxsize=4)

@@ -21,7 +21,7 @@ _HELP = {
     "bounded": "All values lie in a finite interval.",
     "gated": "One input scales another.",
     "learnable": "Training changes its shape.",
-    "cannot-die": "No end is exactly flat.",
+    "cannot-die": "Nowhere exactly flat.",
     "cannot-saturate": "The slope goes to zero at no end.",
 }
 

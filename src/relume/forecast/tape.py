@@ -203,9 +203,11 @@ class Tape(Trace):
                 return np.moveaxis(share, axis, 0).reshape(mean.shape[axis], -1).mean(1)
 
             if row.can_die:
-                layer.dead_share = float(
-                    (by_unit(row.flat_edges(0.0, **site.parameters), across) ** ENOUGH_SAMPLES).mean()
-                )
+                share = by_unit(row.flat_edges(0.0, **site.parameters), across)
+                for start, end in row.dead_stretches(**site.parameters):
+                    if math.isfinite(start) and math.isfinite(end):
+                        share = share + 1 - by_unit((start, end), across)
+                layer.dead_share = float((share**ENOUGH_SAMPLES).mean())
             if all(tail.slope == 0 for tail in row.tails(**site.parameters)):
                 layer.saturated_share = float(
                     by_unit(row.flat_edges(FLAT_SLOPE, **site.parameters), flat_variance).mean()

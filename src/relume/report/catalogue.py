@@ -9,10 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
-
-import numpy as np
 
 from relume.activations import Activation, Tail, activation
 from relume.activations.card import bounds, end, interval, number
@@ -136,21 +133,13 @@ def profile(row: Activation) -> Profile:
         dead_above=dead[1],
         flat_below=flat[0],
         flat_above=flat[1],
-        flat_inside=_flat_inside(row),
+        flat_inside=next((s for s in row.dead_stretches() if all(map(math.isfinite, s))), None),
         float16_below=fine[0],
         float16_above=fine[1],
         when=row.when,
         kept=row.kept,
         paper=row.paper,
     )
-
-
-def _flat_inside(row: Activation) -> tuple[float, float] | None:
-    """The first stretch between two breaks of the formula on which the slope is exactly 0."""
-    for low, high in pairwise(row.breaks()):
-        if low < high and not np.any(row.slope(np.linspace(low, high, 7)[1:-1])):
-            return low, high
-    return None
 
 
 # --- what speaks for it, and against it -------------------------------------------------------------------------------
@@ -188,7 +177,8 @@ def _steady(ratio: float) -> str:
 
 
 def _dies(p: Profile) -> str:
-    return f"Units can die: the slope is exactly 0 for {_where(p.dead_below, p.dead_above)}." if p.can_die else ""
+    where = _where(p.dead_below, p.dead_above)
+    return f"Units can die: the slope is exactly 0 for {where}." if where else ""
 
 
 def _saturates(p: Profile) -> str:
@@ -285,7 +275,7 @@ def _flat_middle(p: Profile) -> str:
     if p.flat_inside is None:
         return ""
     low, high = map(number, p.flat_inside)
-    return f"Flat from {low} to {high}: a unit that stays there gets no gradient."
+    return f"Units can die: the slope is exactly 0 from {low} to {high}."
 
 
 def _never_exactly_flat(p: Profile) -> str:
@@ -433,7 +423,7 @@ def facts(row: Activation) -> list[tuple[str, str]]:
         ("gain, forward", f"{number(m.gain_forward)}: std of weights times sqrt(fan_in) that keeps signals"),
         ("gain, backward", f"{number(m.gain_backward)}: the same for gradients, with fan_out"),
         ("chi, LayerNorm", f"{number(m.chi_ln)} a layer on the squared gradient; 1 keeps it"),
-        ("chi, BatchNorm", f"{number(m.chi_bn)} a layer on the squared gradient; 1 keeps it"),
+        ("chi, BatchNorm", _chi_bn(m.chi_bn)),
         ("isometry", f"{number(m.isometry)}: how unevenly gradients shrink; 0 for a linear function"),
         ("critical point", _critical(row)),
     ]
@@ -441,6 +431,12 @@ def facts(row: Activation) -> list[tuple[str, str]]:
     if p.kept:
         found.append(("numerics", f"torch loses digits in its tails; {p.kept} keeps them"))
     return found
+
+
+def _chi_bn(chi: float) -> str:
+    if math.isnan(chi):
+        return "not known: samples differ too much in size where a function outgrows lines"
+    return f"{number(chi)} a layer on the squared gradient; 1 keeps it"
 
 
 def _critical(row: Activation) -> str:

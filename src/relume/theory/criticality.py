@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 from relume.activations import Activation, activation
@@ -11,6 +12,7 @@ from relume.errors import RelumeError
 from relume.theory.moments import check_positive, moments, root, second_moments
 
 _SMALLEST = 1e-16  # a variance at which a function is linear on either side of 0, and its mean square no underflow
+_SMALL = 1e-12  # a larger one: a slope that is 0 at 0 shows as one that falls from here on
 _ROUNDING = 1e-9  # of q: a bias variance this small is 0
 
 
@@ -69,9 +71,9 @@ def critical(row: str | Activation, q: float = 1.0, *, centred: bool = False, **
 def small_signal(row: str | Activation, *, centred: bool = False, **parameters: float) -> Critical:
     """The critical point in the limit of small pre-activations, q -> 0: sigma_w2 is 1 over the squared slope at 0.
 
-    It exists where f(0) is 0, or with `centred` biases, which take f(0) away. Its `sigma_b2` is 0, and its `slope`, of
-    the variance, 1: signals neither grow nor shrink as long as they are small. Raises `ActivationError` for an unknown
-    function or parameter.
+    It exists where f(0) is 0, or with `centred` biases, which take f(0) away, and the slope at 0 is not 0. Its
+    `sigma_b2` is 0, and its `slope`, of the variance, 1: signals neither grow nor shrink as long as they are small.
+    Raises `ActivationError` for an unknown function or parameter.
 
     >>> round(small_signal("gelu").sigma_w2, 6), round(small_signal("mish").sigma_w2, 4)
     (4.0, 2.7778)
@@ -80,13 +82,16 @@ def small_signal(row: str | Activation, *, centred: bool = False, **parameters: 
     """
     row = activation(row)
     found = moments(row, _SMALLEST, **parameters)
+    slope_second = found.slope_second
+    if slope_second < moments(row, _SMALL, **parameters).slope_second / 2:
+        slope_second = 0.0  # it goes to 0 with q
     mean = found.mean if abs(found.mean) > math.sqrt(_SMALLEST) else 0.0
     why = ""
     if mean and not centred:
         why = f"{row.name} has no critical point at q -> 0: it gives {mean:.3g} at 0, which centred biases take away."
-    elif not 0 < found.slope_second < math.inf:
-        why = f"{row.name} has no critical point at q -> 0: its slope there is {math.sqrt(found.slope_second):g}."
-    sigma_w2 = math.nan if why else 1 / found.slope_second
+    elif not 0 < slope_second < math.inf:
+        why = f"{row.name} has no critical point at q -> 0: its slope there is {math.sqrt(slope_second):g}."
+    sigma_w2 = math.nan if why else 1 / slope_second
     rest = math.nan if why else 0.0
     return Critical(
         q=0.0, sigma_w2=sigma_w2, sigma_b2=rest, mean=mean if centred else 0.0, slope=math.nan if why else 1.0,
@@ -107,8 +112,10 @@ def tat_slope(depth: int, target: float = 0.9) -> float:
     >>> round(tat_slope(50), 4)
     0.4305
     """
-    if depth < 1 or not 0 < target < 1:
-        raise RelumeError(f"tat_slope: depth {depth!r} must be 1 or more, and target {target!r} lie between 0 and 1.")
+    if not isinstance(depth, Integral) or depth < 1 or not 0 < target < 1:
+        raise RelumeError(
+            f"tat_slope: depth {depth!r} must be a whole number, 1 or more, and target {target!r} lie between 0 and 1."
+        )
 
     def excess(slope: float) -> float:
         c = 0.0

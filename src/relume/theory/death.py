@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 
 from relume.activations import Activation, activation, normal_rule
 from relume.errors import RelumeError
 from relume.theory.correlation import correlations
-from relume.theory.moments import check_positive
+from relume.theory.kernels import kernel
+from relume.theory.moments import check_positive, check_variances
 from relume.theory.propagation import propagate
 
 
@@ -41,9 +43,10 @@ def born_dead_chance(widths: Sequence[int], samples: int = 10_000, seed: int = 0
     >>> 0.85 < dead.chance < 0.9 and dead.lower < dead.chance < dead.upper
     True
     """
-    if not widths or any(n < 1 for n in widths):
+    if not widths or any(not isinstance(n, Integral) or n < 1 for n in widths):
         raise RelumeError(
-            f"born_dead_chance: widths are {list(widths)!r}, but every hidden layer needs a unit or more."
+            f"born_dead_chance: widths are {list(widths)!r}, but every hidden layer needs a "
+            "whole number of units, 1 or more."
         )
     if samples < 1:
         raise RelumeError(f"born_dead_chance: samples is {samples!r}, but must be 1 or more.")
@@ -96,15 +99,15 @@ def _simulate_born_dead(widths: Sequence[int], samples: int, rng: np.random.Gene
 def dead_unit_chance(
     correlation: float, samples: int, row: str | Activation = "relu", q: float = 1.0, **parameters: float
 ) -> float:
-    """The chance that one unit at initialisation lies on an exactly flat end on all of `samples` inputs.
+    """The chance that one unit at initialisation lies on one exactly flat stretch on all of `samples` inputs.
 
     `correlation` is that of the unit's pre-activation between any two inputs, in [0, 1], and `q` its variance, which
-    does not matter where the flat end begins at 0, as a ReLU's. Width does not enter. A function without a flat end
+    does not matter where a flat end begins at 0, as a ReLU's. Width does not enter. A function that is flat nowhere
     gives 0. Raises `RelumeError` for a correlation outside [0, 1], fewer than 1 sample, a variance that is none, or a
-    function of several numbers, whose units die by their gates.
+    function of several numbers that is no gate; units of gates die by them, and `q` is then that of the gate.
 
     Equation: the integral of Phi((k / sqrt(q) - sqrt(c) t) / sqrt(1 - c))^n over t ~ N(0, 1), for a function that is
-    flat below k; one that is flat at both ends dies at either.
+    flat below k; one that is flat at both ends, or inside as softshrink, dies on either stretch.
 
     >>> round(dead_unit_chance(0.5, 1), 6)
     0.5
@@ -119,26 +122,44 @@ def dead_unit_chance(
         )
     check_positive("q", q)
     row = activation(row)
-    if row.operands > 1:
-        raise RelumeError(f"dead_unit_chance: {row.name} reads {row.operands} numbers; give a function of one.")
-    low, high = row.flat_edges(0.0, **parameters)
     width = math.sqrt(q)
-    return _below(low / width, correlation, samples) + _below(-high / width, correlation, samples)
+    stretches = _stretches(row, **parameters)
+    return sum((_within(low / width, high / width, correlation, samples) for low, high in stretches), 0.0)
 
 
-def _below(edge: float, correlation: float, samples: int) -> float:
-    """The chance that `samples` standard normal numbers, each two of that correlation, all lie below `edge`."""
-    if math.isinf(edge):
-        return float(edge > 0)
-    from scipy.special import log_ndtr, ndtr, ndtri
+def _stretches(row: Activation, **parameters: float) -> tuple[tuple[float, float], ...]:
+    """Where a unit gets no gradient: its pre-activation, or that of the gate that closes it, whatever passes."""
+    if row.operands > 1 and not kernel(row, row.arguments(**parameters)).gate and row.can_die:
+        raise RelumeError(
+            f"dead_unit_chance: {row.name} reads {row.operands} numbers; give a function of one, or a gate."
+        )
+    return row.dead_stretches(**parameters)
+
+
+def _within(low: float, high: float, correlation: float, samples: int) -> float:
+    """The chance that `samples` standard normal numbers, each two of that correlation, all lie from low to high."""
+    from scipy.special import ndtri
 
     if correlation in (0, 1):
-        return float(ndtr(edge)) ** (samples if correlation == 0 else 1)
-    slope, level = math.sqrt(correlation / (1 - correlation)), edge / math.sqrt(1 - correlation)
-    # The integrand rises from 0 to 1 around the middle, within a few 1 / slope.
-    middle = (float(ndtri(0.5 ** (1 / samples))) - level) / slope
-    t, w = normal_rule((middle,))
-    return float(w @ np.exp(samples * log_ndtr(level + slope * t)))
+        share = float(np.exp(_log_share(np.array(low), np.array(high))))
+        return share ** (samples if correlation == 0 else 1)
+    slope, rest = math.sqrt(correlation / (1 - correlation)), math.sqrt(1 - correlation)
+    # The integrand changes between 0 and 1 around a middle for each end, within a few 1 / slope.
+    half = float(ndtri(0.5 ** (1 / samples)))
+    ends = [(low / rest, -half), (high / rest, half)]
+    middles = tuple((level - away) / slope for level, away in ends if math.isfinite(level))
+    t, w = normal_rule(middles)
+    return float(w @ np.exp(samples * _log_share(low / rest - slope * t, high / rest - slope * t)))
+
+
+def _log_share(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The logarithm of the share of a standard normal from low to high, with its digits in both tails."""
+    from scipy.special import log_ndtr
+
+    with np.errstate(divide="ignore", invalid="ignore"):  # an end at infinity on both sides of 0, a share of 0
+        mirrored = low + high > 0  # to where both ends can be told apart
+        low, high = np.where(mirrored, -high, low), np.where(mirrored, -low, high)
+        return log_ndtr(high) + np.log1p(-np.exp(log_ndtr(low) - log_ndtr(high)))
 
 
 def relu_correlation(depth: int, c0: float = 0.0) -> float:
@@ -151,8 +172,10 @@ def relu_correlation(depth: int, c0: float = 0.0) -> float:
     >>> round(relu_correlation(1), 4)
     0.3183
     """
-    if not -1 <= c0 <= 1 or depth < 0:
-        raise RelumeError(f"relu_correlation: c0 {c0!r} must lie in [-1, 1], and depth {depth!r} be 0 or more.")
+    if not -1 <= c0 <= 1 or not isinstance(depth, Integral) or depth < 0:
+        raise RelumeError(
+            f"relu_correlation: c0 {c0!r} must lie in [-1, 1], and depth {depth!r} be a whole number, 0 or more."
+        )
     c = c0
     for _ in range(depth):
         c = min(1.0, (math.sqrt(1 - c * c) + (math.pi - math.acos(c)) * c) / math.pi)
@@ -181,9 +204,14 @@ def expected_dead_share(
     """
     if layer < 1:
         raise RelumeError(f"expected_dead_share: layer is {layer!r}, but layers count from 1.")
+    check_variances(sigma_w2, sigma_b2)
+    check_positive("q0", q0)
     row = activation(row)
+    if not _stretches(row, **parameters):  # however its signals grow
+        return dead_unit_chance(0.0, samples, row, **parameters)
     if row.name == "relu" and sigma_b2 == 0:  # in closed form, and at any scale
         return dead_unit_chance(relu_correlation(layer - 1, c0), samples)
     c = correlations(row, layer, sigma_w2, sigma_b2, c0, q0, **parameters)[-1]
     q = propagate(row, layer, sigma_w2, sigma_b2, q0, **parameters).q[-1]
-    return dead_unit_chance(max(c, 0.0), samples, row, max(q, 1e-200), **parameters)
+    c = 0.0 if math.isnan(c) else max(c, 0.0)  # where the signal is gone, all pre-activations are 0
+    return dead_unit_chance(c, samples, row, max(q, 1e-200), **parameters)

@@ -142,8 +142,8 @@ def fixed_variance(
 
 
 def depth_scale(factor: float) -> float:
-    """1 / |ln factor|: layers over which something that goes with factor^layers changes by e."""
-    if not factor > 0:
+    """1 / |ln |factor||: layers over which the size of something that goes with factor^layers changes by e."""
+    if math.isnan(factor) or factor == 0:
         return 0.0 if factor == 0 else math.nan
-    rate = abs(math.log(factor))
+    rate = abs(math.log(abs(factor)))
     return 1 / rate if rate > 1e-9 else math.inf  # below, the factor is 1 within rounding

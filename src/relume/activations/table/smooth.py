@@ -60,7 +60,7 @@ SMOOTH = (
         f=lambda x, alpha: maximum(x, 0.0) + alpha * expm1(minimum(x, 0.0)),
         df=lambda x, alpha: sided(x, alpha * exp(minimum(x, 0.0)), 1.0),
         parameters={"alpha": Parameter(default=1.0, low=0.0)},
-        left=Tail(0.0),
+        left=lambda alpha: Tail(0.0, knee=None if alpha else 0.0),
         right=Tail(1.0, knee=0.0),
         kinks=(0.0,),
         range=(-1.0, math.inf),
