@@ -237,3 +237,27 @@ def test_examples_run():
     outcome = doctest.testmod(relume.nn)
     assert outcome.attempted > 0
     assert outcome.failed == 0
+
+
+def test_half_gradients_of_parameters_are_summed_in_single_precision():
+    """Over millions of numbers bfloat16 sums would stop growing, block by block."""
+    x = (torch.rand(4_000_000, generator=torch.Generator().manual_seed(0)) + 0.5).bfloat16()
+    layer = module("swish").bfloat16()
+    layer(x).backward(torch.full_like(x, 2.0**-10))
+    wide = x.double()
+    logistic = wide.sigmoid()
+    expected = float((2.0**-10 * wide * wide * logistic * (1 - logistic)).sum())
+    (beta,) = layer.parameters()
+    assert beta.grad is not None
+    assert float(beta.grad) == pytest.approx(expected, rel=2**-8)
+
+
+def test_apply_refuses_what_it_does_not_know():
+    """An unknown row is told the closest names, and a row without all of its parameters what they are."""
+    x = torch.zeros(3)
+    with pytest.raises(ActivationError, match=r"no activation named 'swsh'.\nClosest: swish"):
+        relume.nn.apply(x, row="swsh")
+    with pytest.raises(ActivationError, match=r"elu takes 1 parameters, and 0 were given.\nIn this order: alpha"):
+        relume.nn.apply(x, row="elu")
+    with pytest.raises(ActivationError, match=r"relu takes 0 parameters, and 1 were given"):
+        relume.nn.apply(x, 1.0, row="relu")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from relume.activations import ACTIVATIONS, Activation
+from relume.activations import ACTIVATIONS, Activation, activation
 from relume.activations.primitives import reusing_memory
 from relume.errors import ActivationError
 
@@ -33,9 +33,9 @@ def apply(input: Tensor, *parameters: float | Tensor, row: str, dim: int = -1) -
 
     `parameters` are all of the row's, in its order: numbers, or tensors that may be learnt, of one number or of one for
     each channel (dimension 1, as in PReLU). Functions that read or write several numbers side by side do so along
-    `dim`. Of the input's size, backward keeps the input, or for rows in `PLAIN` one tensor in its place, and nothing
-    else. Half precisions are computed in float32.
-    Raises `ActivationError` for integer and complex tensors, for a `dim` that does not split evenly, and for as many
+    `dim`; softmax and its kin are here the first of two outputs, and the whole in torch. Of the input's size, backward
+    keeps the input, or for rows in `PLAIN` one tensor in its place, and nothing else. Half precisions are computed in float32.
+    Raises `ActivationError` for an unknown row, another number of parameters than it has, integer and complex tensors, for a `dim` that does not split evenly, and for as many
     numbers as there are no channels.
 
     >>> apply(torch.tensor([-20.0, 0.0]), row="sigmoid")
@@ -48,7 +48,7 @@ def apply(input: Tensor, *parameters: float | Tensor, row: str, dim: int = -1) -
         raise ActivationError(
             f"{row} takes a tensor of floating point numbers, not {input.dtype}.\nConvert it first: input.float()."
         )
-    _check_shapes(ACTIVATIONS[row], input, dim, tensors)
+    _check(activation(row), input, dim, parameters)
     if row in PLAIN and input.dtype not in _HALVES:  # autograd would keep the float32 copy of a half
         return _block_value(ACTIVATIONS[row], dim, input, parameters)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (input, *tensors)):
@@ -56,8 +56,13 @@ def apply(input: Tensor, *parameters: float | Tensor, row: str, dim: int = -1) -
     return _value(ACTIVATIONS[row], dim, input, parameters)
 
 
-def _check_shapes(row: Activation, input: Tensor, dim: int, tensors: Sequence[Tensor]) -> None:
+def _check(row: Activation, input: Tensor, dim: int, parameters: Sequence[float | Tensor]) -> None:
     shape = tuple(input.shape)
+    if len(parameters) != len(row.parameters):
+        raise ActivationError(
+            f"{row.name} takes {len(row.parameters)} parameters, and {len(parameters)} were given.\n"
+            f"In this order: {', '.join(row.parameters) or 'none'}. relume.nn.module({row.name!r}) knows their defaults."
+        )
     if row.layout != "elementwise" and not -input.dim() <= dim < input.dim():
         raise ActivationError(f"{row.name} works along dimension {dim}, but the input has shape {shape}.\nSet dim.")
     if row.operands > 1 and shape[dim] % row.operands:
@@ -65,7 +70,7 @@ def _check_shapes(row: Activation, input: Tensor, dim: int, tensors: Sequence[Te
             f"{row.name} splits dimension {dim} into {row.operands} equal parts, but the input has shape {shape}.\n"
             f"Give the layer before it {row.operands} times as many units, or set dim."
         )
-    for tensor in tensors:
+    for tensor in (p for p in parameters if isinstance(p, Tensor)):
         if tensor.numel() != 1 and (input.dim() < 2 or tensor.numel() != shape[1]):
             raise ActivationError(
                 f"{row.name} has parameters for {tensor.numel()} channels, but the input has shape {shape}.\n"
@@ -126,16 +131,17 @@ def _gradients(
 ) -> list[Tensor | None]:
     cut = None if torch.is_grad_enabled() else _cut(row, dim, input, parameters)
     if cut is None:
-        return _block_gradients(row, dim, input, grad, parameters, wanted)
+        here, *sums = _block_gradients(row, dim, input, grad, parameters, wanted)
+        return [here, *_cast(sums, parameters)]
     flat, rows = cut
     result = torch.empty_like(input)
     source, above, target = (input.view(-1), grad.reshape(-1), result.view(-1)) if flat else (input, grad, result)
-    sums: list[Tensor | None] = [None] * len(parameters)
+    sums = [None] * len(parameters)
     with reusing_memory():
         for x, g, y in zip(source.split(rows), above.split(rows), target.split(rows), strict=True):
             _, *found = _block_gradients(row, dim, x, g, parameters, wanted, y)
             sums = [new if old is None or new is None else old + new for old, new in zip(sums, found, strict=True)]
-    return [result if wanted[0] else None, *sums]
+    return [result if wanted[0] else None, *_cast(sums, parameters)]
 
 
 def _cut(row: Activation, dim: int, input: Tensor, parameters: Sequence[float | Tensor]) -> tuple[bool, int] | None:
@@ -153,6 +159,13 @@ def _cut(row: Activation, dim: int, input: Tensor, parameters: Sequence[float | 
     if input.dim() < 2 or (row.layout != "elementwise" and dim % input.dim() == 0):
         return None
     return False, max(1, block * input.shape[0] // input.numel())
+
+
+def _cast(sums: Sequence[Tensor | None], parameters: Sequence[float | Tensor]) -> list[Tensor | None]:
+    """Sums over all blocks in the parameters' dtype: only now, for a half would lose what each block adds."""
+    return [
+        s if s is None or not isinstance(p, Tensor) else s.to(p.dtype) for s, p in zip(sums, parameters, strict=True)
+    ]
 
 
 # --- a block of it ----------------------------------------------------------------------------------------------------
@@ -178,7 +191,8 @@ def _block_gradients(
     wanted: Sequence[bool],
     target: Tensor | None = None,
 ) -> list[Tensor | None]:
-    """The gradients by the input, which is written into `target` where one is given, and by the parameters."""
+    """The gradients by the input, which is written into `target` where one is given, and by the parameters, which stay
+    in the precision they were computed in."""
     operands, arguments = _prepared(row, dim, input, parameters)
     above = grad.to(operands[0].dtype)
     here = None
@@ -202,7 +216,7 @@ def _block_gradients(
     for (name, parameter), value, asked in zip(row.parameters.items(), parameters, wanted[1:], strict=True):
         if asked and isinstance(value, Tensor) and parameter.derivative is not None:
             slope = above * parameter.derivative(*operands, **arguments)
-            found.append(slope.sum_to_size(arguments[name].shape).reshape(value.shape).to(value.dtype))
+            found.append(slope.sum_to_size(arguments[name].shape).reshape(value.shape))
         else:
             found.append(None)
     return found

@@ -82,7 +82,7 @@ def _docstring(name: str, row: Activation) -> str:
         _READS[row.layout].format(operands=row.operands, outputs=row.outputs),
     ]
     if row.module != f"{_HOME}.{name}":
-        lines += [f"It keeps what {row.module} loses; `relume.nn.FLAWS` says what that is."]
+        lines += [f"It keeps what {row.module} loses; `relume.nn.flaws.FLAWS` says what that is."]
     learnt = [key for key, p in row.parameters.items() if p.init_argument]
     if learnt:
         lines += [f"Learns {', '.join(learnt)}: one for all, or `num_parameters`, one for each channel (dimension 1)."]
