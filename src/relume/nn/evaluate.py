@@ -34,9 +34,9 @@ def apply(input: Tensor, *parameters: float | Tensor, row: str, dim: int = -1) -
     `parameters` are all of the row's, in its order: numbers, or tensors that may be learnt, of one number or of one for
     each channel (dimension 1, as in PReLU). Functions that read or write several numbers side by side do so along
     `dim`; softmax and its kin are here the first of two outputs, and the whole in torch. Of the input's size, backward
-    keeps the input, or for rows in `PLAIN` one tensor in its place, and nothing else. Half precisions are computed in float32.
-    Raises `ActivationError` for an unknown row, another number of parameters than it has, integer and complex tensors, for a `dim` that does not split evenly, and for as many
-    numbers as there are no channels.
+    keeps the input, or for rows in `PLAIN` one tensor in its place, and nothing else. Half precisions are computed in
+    float32. Raises `ActivationError` for an unknown row, for another number of parameters than it has, for integer and
+    complex tensors, for a `dim` that does not split evenly, and for as many numbers as there are no channels.
 
     >>> apply(torch.tensor([-20.0, 0.0]), row="sigmoid")
     tensor([2.0612e-09, 5.0000e-01])
@@ -61,7 +61,7 @@ def _check(row: Activation, input: Tensor, dim: int, parameters: Sequence[float 
     if len(parameters) != len(row.parameters):
         raise ActivationError(
             f"{row.name} takes {len(row.parameters)} parameters, and {len(parameters)} were given.\n"
-            f"In this order: {', '.join(row.parameters) or 'none'}. relume.nn.module({row.name!r}) knows their defaults."
+            f"In this order: {', '.join(row.parameters) or 'none'}. module({row.name!r}) of relume.nn has the defaults."
         )
     if row.layout != "elementwise" and not -input.dim() <= dim < input.dim():
         raise ActivationError(f"{row.name} works along dimension {dim}, but the input has shape {shape}.\nSet dim.")

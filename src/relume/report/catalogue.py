@@ -13,6 +13,7 @@ from typing import Any
 
 from relume.activations import Activation, Tail, activation
 from relume.activations.card import bounds, end, interval, number
+from relume.activations.costs import saved_bytes
 from relume.activations.notation import as_text
 from relume.recording import to_json as plain
 from relume.report.numerals import number as short
@@ -428,6 +429,8 @@ def facts(row: Activation) -> list[tuple[str, str]]:
         ("critical point", _critical(row)),
     ]
     found.append(("cost", cost(p)))
+    if not math.isnan(kept := saved_bytes(row.name)):
+        found.append(("memory", f"backward keeps {short(kept)} bytes for each float32 of the input"))
     if p.kept:
         found.append(("numerics", f"torch loses digits in its tails; {p.kept} keeps them"))
     return found
