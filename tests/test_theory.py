@@ -419,6 +419,8 @@ def test_dead_unit_chance_where_no_end_is_flat():
     outside = math.erfc(1 / math.sqrt(2 * 4.0))
     for correlation in (0.0, 0.4, 1.0):
         assert dead_unit_chance(correlation, 1, "hardtanh", q=4.0) == pytest.approx(outside, rel=1e-9)
+    far = math.erfc(10 / math.sqrt(2))  # ten standard deviations out, at either end, with all its digits
+    assert dead_unit_chance(0.0, 1, "hardtanh", q=0.01) == pytest.approx(far, rel=1e-9, abs=0)
 
 
 def test_expected_dead_share_of_other_functions_agrees_with_networks():
