@@ -86,7 +86,12 @@ def _write_catalogue(app: Any) -> None:
             f"{saved_bytes(row.name):.3g}",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    Path(app.srcdir, "catalogue.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _write_if_new(Path(app.srcdir, "catalogue.md"), "\n".join(lines) + "\n")
+
+
+def _write_if_new(page: Path, text: str) -> None:
+    if not page.exists() or page.read_text(encoding="utf-8") != text:
+        page.write_text(text, encoding="utf-8")
 
 
 def _claims_are_written(app: Any) -> None:
@@ -99,8 +104,7 @@ def _claims_are_written(app: Any) -> None:
     results = Results.from_json(data)
     text = document(results, figures="claims-figures.html")
     page = here / "claims.md"
-    if not page.exists() or page.read_text(encoding="utf-8") != text:
-        page.write_text(text, encoding="utf-8")
+    _write_if_new(page, text)
     figures = Path(app.outdir) / "claims-figures.html"
     figures.parent.mkdir(parents=True, exist_ok=True)
     figures.write_bytes(render(results).encode())

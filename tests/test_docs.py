@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from relume.activations import activations
 from relume.errors import RemedyError
 from relume.remedies import REMEDIES, treat
 
@@ -95,3 +96,13 @@ def _keeps(remedy: str, steps: int) -> bool | None:
             return treat(model, optimizer, remedy, example_input=x).keeps_function
         except RemedyError:
             return None
+
+
+def test_the_catalogue_s_page_is_the_catalogue() -> None:
+    """Every row stands on the page, in order, with its paper and the cost that was measured last."""
+    lines = [line for line in (ROOT / "docs/catalogue.md").read_text().splitlines() if line.startswith("| `")]
+    assert len(lines) == len(activations())
+    for line, row in zip(lines, activations(), strict=True):
+        assert line.startswith(f"| `{row.name}` |")
+        assert row.paper.replace("|", "&#124;") in line
+        assert f"| {row.cost:.2g}" in line
