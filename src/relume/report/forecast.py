@@ -98,11 +98,11 @@ def headline(forecast: Forecast) -> str:
     """The verdict in words."""
     layers = forecast.hidden
     if not layers:
-        return "No layer with weights was seen: there is nothing to foresee."
+        return "No layer with weights was reached: there is nothing to foresee."
     depth, ratio = len(layers), forecast.gradient_ratio
     over = f"over {count(depth, 'layer')}: {_recipe(layers)}."
     if any(not math.isfinite(layer.q) for layer in layers):
-        return f"Values overflow {over}"
+        return f"Values are not finite {over}"
     if ratio is None:
         return f"No gradient could be followed {over}"
     if ratio == 0:
@@ -123,14 +123,24 @@ def headline(forecast: Forecast) -> str:
     return f"Gradients keep their size within a factor of {number(max(ratio, 1 / ratio))} {over}"
 
 
-def because_of(layers: Sequence[LayerForecast], ratio: float | None) -> tuple[str, ...]:
-    """What is wrong, one sentence each, gravest first."""
+def because_of(
+    layers: Sequence[LayerForecast], ratio: float | None, stopped: Sequence[str] = (), broken: str = ""
+) -> tuple[str, ...]:
+    """What is wrong, one sentence each, gravest first.
+
+    `stopped` are the places where the model itself lets no gradient back; `broken` says what holds NaN beforehand.
+    """
     inner = hidden(layers)
-    found: list[str] = []
-    broken = [layer for layer in inner if not math.isfinite(layer.q)]
-    if broken:
-        found.append(f"At {layer_name(broken[0].name)} values are no longer finite.")
-    if ratio is not None and not 1 / GRADIENT_RATIO <= ratio <= GRADIENT_RATIO:
+    found = [broken] if broken else []
+    overflows = [layer for layer in layers if not math.isfinite(layer.q)]
+    if overflows and not broken:
+        found.append(f"Values overflow: at {layer_name(overflows[0].name)} they are no longer finite.")
+    zero = [layer for layer in layers if layer.gain == 0]
+    if ratio == 0:
+        why = f": {joined(stopped)} {'let' if len(stopped) > 1 else 'lets'} none back" if stopped else ""
+        why = f": the weights of {layer_name(zero[-1].name)} are all 0" if zero and not stopped else why
+        found.append(f"No gradient arrives at {layer_name(inner[0].name)}{why}.")
+    elif ratio is not None and not 1 / GRADIENT_RATIO <= ratio <= GRADIENT_RATIO:
         per_layer = ratio ** (1 / max(1, len(inner) - 1))
         found.append(
             f"The gradient at {layer_name(inner[0].name)} is {number(ratio)} times that at "
