@@ -17,6 +17,7 @@ from relume.errors import RelumeError
 from relume.forecast.tape import Layer, Tape
 from relume.nested import call, tensors
 from relume.randomness import seed_all
+from relume.recording import layer_name
 from relume.report.forecast import Forecast, LayerForecast, because_of, hidden, is_off
 from relume.report.history import function_name
 from relume.sites import is_lazy, undisturbed
@@ -66,7 +67,7 @@ def forecast(model: nn.Module, example_input: Any) -> Forecast:
         )
     broken = _not_finite(model, example)
     fast = torch.backends.mha.get_fastpath_enabled()
-    output, failure = None, ""
+    output, failure, where = None, "", ""
     tape = Tape(model, _probes(example))
     torch.backends.mha.set_fastpath_enabled(False)  # one fused call would hide a whole transformer layer
     try:
@@ -100,7 +101,7 @@ def forecast(model: nn.Module, example_input: Any) -> Forecast:
     layers = tuple(replace(layer, scale=mends.scales.get(i, 1.0)) for i, layer in enumerate(layers))
     wrong = because_of(layers, ratio, tuple(tape.stopped), broken)
     if failure:
-        wrong = (f"The model does not run: {failure}.", *wrong)
+        wrong = (f"The forward pass fails in {layer_name(where)}: what lies behind is not foreseen.", *wrong)
     return Forecast(
         layers=layers,
         gradient_ratio=ratio,
