@@ -446,12 +446,10 @@ class Between(nn.Module):
         lambda h: torch.where(h > 1, h, 0.1 * h),
         lambda h: nn.functional.bilinear(h, h, noise(3, 16, 16, 16)),
         lambda h: torch.relu(h) ** 2,
-        lambda h: torch.tanh(h) * torch.tanh(h),
         lambda h: torch.softmax(torch.tanh(h), -1),
         lambda h: torch.square(nn.functional.relu(h, inplace=True)),
-        lambda h: torch.square(h.sigmoid_()),
     ],
-    ids=["h * h", "where", "bilinear", "relu squared", "a product", "softmax", "in place", "sigmoid in place"],
+    ids=["h * h", "where", "bilinear", "relu squared", "softmax", "in place"],
 )
 def test_an_operation_without_a_rule_is_measured(act: Callable[[Tensor], Tensor]):
     """A tensor given twice has one gradient, and an activation right before is taken together with the operation."""
@@ -460,6 +458,13 @@ def test_an_operation_without_a_rule_is_measured(act: Callable[[Tensor], Tensor]
     assert foreseen.measured
     # Behind an activation 3 %, by simulation: taken apart, relu squared is 32 % off.
     assert off(foreseen, measured(model, x, seeds=8)) < (0.12 if foreseen.layers[0].activation is None else 0.06)
+
+
+def test_an_activation_in_place_is_not_taken_twice():
+    """What an in-place sigmoid read is gone: the forecast is that of the twin that keeps it."""
+    model, x = drawn(Between(lambda h: torch.square(h.sigmoid_())), seed=0), noise(1, 512, 8)
+    twin = drawn(Between(lambda h: torch.square(h.sigmoid())), seed=0)
+    assert off(forecast(model, x), measured(twin, x, seeds=8)) < 0.06
 
 
 class Attention(nn.Module):
@@ -476,10 +481,10 @@ class Attention(nn.Module):
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_attention_is_measured_as_one_call(batch_first: bool):
     """Self-attention carries the gradient, whichever axis the samples have; more samples than probes too."""
-    model, x = drawn(Attention(batch_first), seed=0), noise(1, 100, 12, 32)
+    model, x = drawn(Attention(batch_first), seed=0), noise(1, 60, 48, 32)
     foreseen = forecast(model, x)
     assert foreseen.measured == ("attention: MultiheadAttention has no rule; its effect was measured on the example",)
-    assert off(foreseen, measured(model, x)) < 0.1
+    assert off(foreseen, measured(model, x, seeds=8)) < 0.1
     assert not any(hooks for part in model.modules() for hooks in (part._forward_hooks, part._forward_pre_hooks))
 
 
@@ -546,7 +551,7 @@ def test_what_lets_no_gradient_back_cuts_only_what_is_before(how: str):
     foreseen = forecast(model, x)
     gradients = [layer.gradient or 0.0 for layer in foreseen.layers]
     assert gradients[:2] == [0.0, 0.0]
-    assert gradients[2] == pytest.approx(measured(model, x)[-2], rel=0.1)
+    assert gradients[2] == pytest.approx(measured(drawn(Severed("nothing"), 0), x)[-2], rel=0.1)
     assert foreseen.gradient_ratio == 0.0
     assert str(foreseen).startswith("No gradient reaches the first layer")
     assert foreseen.because[0].startswith("No gradient arrives at a: ")
@@ -599,7 +604,7 @@ def test_a_value_written_into_another_tensor():
 
 @pytest.mark.parametrize("where", ["input", "weight", "overflow"])
 def test_what_is_not_finite_is_named(where: str, tmp_path: Path):
-    """NaN in the input and in a weight, and overflow: each by its name, with no dead share, no 'NaN times', no warning."""
+    """NaN in the input and in a weight, and overflow: each by its name, without dead shares and warnings."""
     model, x = mlp(nn.ReLU, 6, 32), noise(0, 64, 64)
     if where == "input":
         x[0, 0] = math.nan
@@ -693,16 +698,16 @@ def test_a_compiled_model_is_followed_in_its_original_form():
 def test_a_map_opens_a_unit_at_any_position():
     """Dead units of convolutions with negative biases are those that no position of 1000 fresh images opens."""
     generator, parts = torch.Generator().manual_seed(0), []
-    for fan_in in (3, 32, 32):
+    for fan_in in (3, 32):
         layer = nn.Conv2d(fan_in, 32, 3, padding=1)
         nn.init.kaiming_normal_(layer.weight, generator=generator)
-        nn.init.constant_(layer.bias, -1.0)  # type: ignore[arg-type] - it has one
+        nn.init.constant_(layer.bias, -1.5)  # type: ignore[arg-type] - it has one
         parts += [layer, nn.ReLU()]
     model, h = nn.Sequential(*parts), noise(1, 1000, 3, 8, 8)
     foreseen = forecast(model, noise(2, 128, 3, 8, 8))
-    for layer, part in zip(foreseen.layers, range(0, 6, 2), strict=True):
+    for layer, part in zip(foreseen.layers, range(0, 4, 2), strict=True):
         h = model[part + 1](model[part](h)).detach()
-        assert layer.dead_share == pytest.approx(float((h.amax((0, 2, 3)) <= 0).double().mean()), abs=0.1)
+        assert layer.dead_share == pytest.approx(float((h.amax((0, 2, 3)) <= 0).double().mean()), abs=0.02)
 
 
 def test_biases_are_blamed_only_where_there_are_some():

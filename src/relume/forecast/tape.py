@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from relume.activations import ACTIVATIONS
-from relume.forecast.moments import State, normal_means, share_beyond, state_of
 from relume.errors import RelumeError
+from relume.forecast.moments import State, normal_means, share_beyond, state_of
 from relume.forecast.rules import LAYERS, RULES, Operation, cut, severed
 from relume.nested import tensors
 from relume.probe import FLAT_SLOPE
@@ -26,7 +26,7 @@ ELEMENTS = 4096  # of one sample: maps with more are averaged over each unit's p
 
 _UNTOUCHED = ("__get__", "__set__", "__setitem__", "size", "dim", "numel", "zero_", "copy_")
 
-# To apply these twice is to apply them once, with the same slopes: what was overwritten in place can stand for the input.
+# To apply these twice is to apply them once, with the same slopes: what they wrote in place can stand for the input.
 _IDEMPOTENT = ("relu", "relu6", "hardtanh")
 
 
@@ -131,9 +131,9 @@ class Tape(Trace):
         name = getattr(func, "__name__", "an operation")
         if name == "_set_grad_enabled":
             # Forward of an autograd.Function runs without gradients too, and sends one back: that is no such switch.
-            self._no_grad = torch.is_grad_enabled() and not args[0]
+            self._no_grad = not args[0] and (self._no_grad or torch.is_grad_enabled())
             return func(*args, **kwargs)
-        stops = self._no_grad and not torch.is_grad_enabled()
+        self._no_grad = stops = self._no_grad and not torch.is_grad_enabled()
         made = len(self.calls)
         reads = any(self.state(t) is not None for t in tensors((args, kwargs)))
         with torch.no_grad():  # the model believes that it trains, and keeps no graph
@@ -170,11 +170,11 @@ class Tape(Trace):
             states = outcome if isinstance(outcome, list) else [outcome] if outcome is not None else []
             if len(states) != len(results) or not all(map(_fits, results, states)):
                 states = self._measure(op, results)
-            for result, state in zip(results, states, strict=True):
-                if state is None:
+            for result, found in zip(results, states, strict=True):
+                if found is None:
                     continue
                 is_layer = op.name in LAYERS and call is None
-                state = self._weigh(op, known, state) if is_layer else state
+                state = self._weigh(op, known, found) if is_layer else found
                 if known and (stops or RULES.get(op.name) is cut):
                     self.stopped[f"{'no_grad' if stops else op.name} in {layer_name(self._place())}"] = None
                 self._keep(result, severed(state) if known and stops else state)
@@ -268,7 +268,9 @@ class Tape(Trace):
                 positions = math.prod(shape) // mean.numel() * ENOUGH_SAMPLES
                 layer.dead_share = float((closed.prod(1) ** positions).mean())
             if finite and all(tail.slope == 0 for tail in row.tails(**site.parameters)):
-                layer.saturated_share = float(by_unit(row.flat_edges(FLAT_SLOPE, **site.parameters), flat_variance).mean())
+                layer.saturated_share = float(
+                    by_unit(row.flat_edges(FLAT_SLOPE, **site.parameters), flat_variance).mean()
+                )
         # Where a branch was added to what an activation let through, its values are still in the sum.
         drawn = replace(state, mean=mean, variance=variance) if state.draw is None else state
         z = drawn.drawn(state.probe).detach()
@@ -418,9 +420,11 @@ class _Back:
         parts: list[list[Tensor]] = []
         for start in range(0, probes, samples):
             rows = min(samples, probes - start)
-            # Where there are more samples than probes, they go round with fresh signs: samples may act on one another.
-            turn = (start + torch.arange(samples)) % probes
-            sign = torch.where(torch.arange(samples) < rows, 1, 1 - 2 * torch.randint(2, (samples,)))
+            # Samples may act on one another, so that all are sent something. Where they outnumber the probes, these go
+            # round with the signs of Walsh's functions: sums over samples are then as large as if all were drawn.
+            rounds = [divmod(start + sample, probes) for sample in range(samples)]
+            turn = torch.tensor([probe for _, probe in rounds])
+            sign = torch.tensor([1 - 2 * ((number & probe).bit_count() % 2) for number, probe in rounds])
             cotangents = []
             for t, s in outs:
                 # The gradient's size may lie far outside float32: it is taken out, and put back.
@@ -460,5 +464,7 @@ class _Through(torch.autograd.Function):
         except Exception as error:
             said = (str(error).strip().splitlines() or ["without a message"])[0]
             name = ctx.back.op.name.strip("_")
-            raise RelumeError(f"{ctx.back.place}: the gradient of {name} fails ({type(error).__name__}: {said})") from error
+            raise RelumeError(
+                f"{ctx.back.place}: the gradient of {name} fails ({type(error).__name__}: {said})"
+            ) from error
         return None, None, None, *back
