@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -602,7 +603,7 @@ def test_a_value_written_into_another_tensor():
     assert foreseen.layers[0].gradient is None
 
 
-@pytest.mark.parametrize("where", ["input", "weight", "overflow"])
+@pytest.mark.parametrize("where", ["input", "weight", "overflow", "float64"])
 def test_what_is_not_finite_is_named(where: str, tmp_path: Path):
     """NaN in the input and in a weight, and overflow: each by its name, without dead shares and warnings."""
     model, x = mlp(nn.ReLU, 6, 32), noise(0, 64, 64)
@@ -612,14 +613,16 @@ def test_what_is_not_finite_is_named(where: str, tmp_path: Path):
         with torch.no_grad():
             model[2].weight[0, 0] = math.nan  # type: ignore[index] - a Linear
     else:
+        model, x = (model.double(), x.double()) if where == "float64" else (model, x)
         for part in model.parameters():
-            part.data.mul_(1e9)
+            part.data.mul_(1e60 if where == "float64" else 1e9)
     foreseen = forecast(model, x)
     assert str(foreseen).startswith("Values are not finite over 6 layers")
     said = {
         "input": ("The example input holds NaN or infinite values.",),
         "weight": ("2.weight holds NaN.",),
         "overflow": ("Values overflow: at layer 8 they are no longer finite.",),
+        "float64": ("Values overflow: at layer 4 they are no longer finite.",),
     }
     assert foreseen.because == said[where]
     assert not foreseen.advice
@@ -721,8 +724,9 @@ def test_biases_are_blamed_only_where_there_are_some():
 
 def test_a_notebook_cell_and_a_narrow_terminal():
     """The cell has a style of its own and no page heading; 40 columns are enough for the text."""
-    model = nn.Sequential(*[nn.TransformerEncoderLayer(16, 2, 16, batch_first=True) for _ in range(2)])
-    foreseen = forecast(model, noise(0, 8, 5, 16))
+    model = nn.Sequential(nn.Linear(16, 8), nn.LeakyReLU(), nn.Linear(8, 2))
+    foreseen = forecast(model, noise(0, 8, 16))
+    foreseen = replace(foreseen, layers=tuple(replace(x, name=f"classifier.{x.name}.linear") for x in foreseen.layers))
     cell = foreseen._repr_html_()
     assert "<style>.relume" in cell and "<h1>" not in cell and "<figure" not in cell
     assert max(map(len, foreseen.text(40).splitlines())) <= 40
