@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -16,9 +17,10 @@ from relume.errors import RelumeError
 from relume.forecast.tape import Layer, Tape
 from relume.nested import call, tensors
 from relume.randomness import seed_all
+from relume.recording import layer_name
 from relume.report.forecast import Forecast, LayerForecast, because_of, hidden, is_off
 from relume.report.history import function_name
-from relume.sites import undisturbed
+from relume.sites import is_lazy, undisturbed
 from relume.symptoms.record import GRADIENT_RATIO
 from relume.theory import born_dead_chance, moments
 
@@ -37,7 +39,8 @@ def forecast(model: nn.Module, example_input: Any) -> Forecast:
     that each unit has on average, for random gradients at the output; no backward pass of the model is made.
     Operations that the rules do not cover are measured where they stand, and listed. Where the model itself fails,
     what came before is foreseen, and `not_modelled` says where it stopped.
-    Raises RelumeError where the example holds no floating point numbers and nothing could be followed.
+    Raises RelumeError where `model` is no module, where the example holds no samples, where it holds no floating point
+    numbers and nothing could be followed, and where an image comes without a batch axis.
 
     Source: Poole et al. 2016, arXiv:1606.05340; Schoenholz et al. 2017, arXiv:1611.01232, with the network's own
     weights in the place of their distribution.
@@ -51,22 +54,34 @@ def forecast(model: nn.Module, example_input: Any) -> Forecast:
     >>> print(str(foreseen).split("-fold")[1].splitlines()[0])
      over 20 layers: Sigmoid with weights of PyTorch's default scale.
     """
+    if not isinstance(model, nn.Module):
+        raise RelumeError(
+            f"forecast: the model is of type {type(model).__name__}, which is no torch.nn.Module.\n"
+            "Pass the network itself, then what it is called with: forecast(model, example_input)."
+        )
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps, where calls can be seen
     example = _with_batch(example_input)
+    if any(t.dim() and not len(t) for t in tensors(example)):
+        raise RelumeError(
+            "forecast: the example input holds no samples (its first dimension is 0).\nPass one sample or more."
+        )
+    broken = _not_finite(model, example)
     fast = torch.backends.mha.get_fastpath_enabled()
-    output, failure = None, ""
+    output, failure, where = None, "", ""
     tape = Tape(model, _probes(example))
     torch.backends.mha.set_fastpath_enabled(False)  # one fused call would hide a whole transformer layer
     try:
-        with undisturbed(model), torch.no_grad(), tape:
+        with undisturbed(model), _unchanged(example):
             seed_all(0)  # dropout and probes are drawn: two forecasts of one network are equal
-            for tensor in tensors(example):
-                tape.begin(tensor)
-            try:
-                output = call(model, example)
-            except Exception as error:  # whatever the model raises: what came before is foreseen all the same
-                said = (str(error).strip().splitlines() or ["without a message"])[0]
-                where = tape.ended_without or "the model"
-                failure = f"{where}: the forward pass fails ({type(error).__name__}: {said})"
+            with torch.enable_grad(), tape:
+                for tensor in tensors(example):
+                    tape.begin(tensor)
+                try:
+                    output = call(model, example)
+                except Exception as error:  # whatever the model raises: what came before is foreseen all the same
+                    said = (str(error).strip().splitlines() or ["without a message"])[0]
+                    where = tape.ended_without or "the model"
+                    failure = f"{where}: the forward pass fails ({type(error).__name__}: {said})"
             squares = tape.gradients(output)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -84,12 +99,14 @@ def forecast(model: nn.Module, example_input: Any) -> Forecast:
     ratio = _ratio(layers)
     mends = _mends(tape.layers, layers, ratio)
     layers = tuple(replace(layer, scale=mends.scales.get(i, 1.0)) for i, layer in enumerate(layers))
-    wrong = because_of(layers, ratio)
+    wrong = because_of(layers, ratio, tuple(tape.stopped), broken)
+    if failure:
+        wrong = (f"The forward pass fails in {layer_name(where)}: what lies behind is not foreseen.", *wrong)
     return Forecast(
         layers=layers,
         gradient_ratio=ratio,
         because=wrong,
-        advice=_advice(layers, ratio, mends) if wrong else (),
+        advice=_advice(tape.layers, layers, ratio, mends) if wrong else (),
         measured=tuple(tape.measured),
         not_modelled=tuple(tape.lost) + ((failure,) if failure else ()) + tuple(b for b in tape.blind),
         born_dead_chance=_born_dead(tape.layers),
@@ -101,6 +118,30 @@ def _with_batch(example: Any) -> Any:
     return example[None] if isinstance(example, torch.Tensor) and example.dim() == 1 else example
 
 
+@contextmanager
+def _unchanged(example: Any) -> Iterator[None]:
+    """Gives the example its values back, where the model works in place."""
+    kept = [(tensor, tensor.detach().clone()) for tensor in tensors(example)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in kept:
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+
+def _not_finite(model: nn.Module, example: Any) -> str:
+    """What is not finite before anything is computed, as a sentence."""
+    if any(t.is_floating_point() and not bool(t.isfinite().all()) for t in tensors(example)):
+        return "The example input holds NaN or infinite values."
+    held = (*model.named_parameters(), *model.named_buffers())
+    for name, value in held:
+        if not is_lazy(value) and not value.is_meta and value.is_floating_point() and bool(value.isnan().any()):
+            return f"{name} holds NaN."
+    return ""
+
+
 def _probes(example: Any) -> int:
     """Many for vectors, few for images, where each probe has many positions."""
     size = max((t[0].numel() for t in tensors(example) if t.dim() and len(t)), default=1)
@@ -109,11 +150,12 @@ def _probes(example: Any) -> int:
 
 def _layers(seen: Sequence[Layer], squares: Sequence[float | None]) -> tuple[LayerForecast, ...]:
     """The layers with their gradients, relative to the last that has one."""
+    squares = [square if square is not None and math.isfinite(square) else None for square in squares]
     last = next((square for square in reversed(squares) if square), None)
-    sizes = [None if square is None or last is None else math.sqrt(square / last) for square in squares]
+    sizes = [square if not square else math.sqrt(square / (last or 1.0)) for square in squares]
     factors = [
         here / after if here is not None and after else None
-        for here, after in zip(sizes, [*sizes[1:], None], strict=True)
+        for here, after in zip(sizes, [*sizes, None][1:], strict=True)
     ]
     depth = sum(layer.activation is not None for layer in seen) or len(seen)
     return tuple(
@@ -137,7 +179,8 @@ def _layers(seen: Sequence[Layer], squares: Sequence[float | None]) -> tuple[Lay
 
 def _ratio(layers: Sequence[LayerForecast]) -> float | None:
     known = [layer.gradient for layer in hidden(layers) if layer.gradient is not None]
-    return known[0] / known[-1] if known and known[-1] else None
+    last = next((size for size in reversed(known) if size), 1.0)  # a branch that starts at 0 may come last
+    return known[0] / last if known else None
 
 
 def _born_dead(seen: Sequence[Layer]) -> float | None:
@@ -165,7 +208,7 @@ def _mends(seen: Sequence[Layer], layers: Sequence[LayerForecast], ratio: float 
     """
     chain = all(s.plain and not s.normalised and s.source == i - 1 for i, s in enumerate(seen))
     out_of_bounds = ratio is not None and not 1 / GRADIENT_RATIO <= ratio <= GRADIENT_RATIO
-    if not chain or not out_of_bounds:
+    if not chain or not out_of_bounds or ratio == 0 or not math.isfinite(seen[0].q):
         return _Mends(scales={}, chain=chain)
     scales: dict[int, float] = {}
     q = seen[0].q
@@ -186,7 +229,9 @@ def _mends(seen: Sequence[Layer], layers: Sequence[LayerForecast], ratio: float 
     return _Mends(scales=scales, chain=True)
 
 
-def _advice(layers: Sequence[LayerForecast], ratio: float | None, mends: _Mends) -> tuple[str, ...]:
+def _advice(
+    seen: Sequence[Layer], layers: Sequence[LayerForecast], ratio: float | None, mends: _Mends
+) -> tuple[str, ...]:
     advice = []
     if mends.scales:
         found = sorted(mends.scales.values())
@@ -204,6 +249,6 @@ def _advice(layers: Sequence[LayerForecast], ratio: float | None, mends: _Mends)
         )
     elif ratio is not None and ratio > GRADIENT_RATIO and not mends.chain:
         advice.append("Branches or normalisation make it grow: start each branch's last layer near 0.")
-    if any((layer.dead_share or 0.0) >= 0.5 for layer in layers):
+    if any((layer.dead_share or 0.0) >= 0.5 and layer.bias > 0 for layer in seen):
         advice.append("Set the biases of the closed layers to 0.")
     return tuple(advice)

@@ -228,6 +228,11 @@ def group_norm(op: Operation) -> State | None:
     return _seen(op, out) if len(op.result) > 1 else out
 
 
+def severed(state: State) -> State:
+    """The same signal, with a probe that nothing came before."""
+    return replace(state, probe=torch.zeros_like(state.probe, requires_grad=True), applied=None)
+
+
 # Arithmetic ---------------------------------------------------------------------------------------------------------
 
 
@@ -381,9 +386,8 @@ def same(op: Operation) -> State | None:
 
 
 def cut(op: Operation) -> State | None:
-    """`detach` lets no gradient through."""
-    state = op.known()[0]
-    return replace(state, probe=torch.zeros_like(state.probe))
+    """`detach` lets no gradient back; what comes after it starts anew."""
+    return severed(op.known()[0])
 
 
 def averaged(op: Operation) -> State | None:

@@ -13,16 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from relume.activations import ACTIVATIONS
+from relume.errors import RelumeError
 from relume.forecast.moments import State, normal_means, share_beyond, state_of
-from relume.forecast.rules import LAYERS, RULES, Operation
+from relume.forecast.rules import LAYERS, RULES, Operation, cut, severed
 from relume.nested import tensors
 from relume.probe import FLAT_SLOPE
+from relume.recording import layer_name
 from relume.sites import Call, Trace
 from relume.symptoms.record import ENOUGH_SAMPLES
 
 ELEMENTS = 4096  # of one sample: maps with more are averaged over each unit's positions before they meet an activation
 
 _UNTOUCHED = ("__get__", "__set__", "__setitem__", "size", "dim", "numel", "zero_", "copy_")
+
+# To apply these twice is to apply them once, with the same slopes: what they wrote in place can stand for the input.
+_IDEMPOTENT = ("relu", "relu6", "hardtanh")
 
 
 @dataclass(slots=True, eq=False)
@@ -54,9 +59,37 @@ class Tape(Trace):
         self.layers: list[Layer] = []
         self.measured: dict[str, None] = {}  # operations without a rule
         self.lost: dict[str, None] = {}  # where the chain of tensors breaks
+        self.stopped: dict[str, None] = {}  # where the model itself lets no gradient back
         self.ended_without = ""  # the innermost of the modules that ended last, if they gave nothing: where it failed
         self._states: dict[int, tuple[weakref.ref[Tensor], State]] = {}
         self._names: dict[str, int] = {}
+        self._model = model
+        self._whole: nn.Module | None = None  # running, and measured as one call
+        self._no_grad = False  # the model has switched gradients off
+
+    def __enter__(self) -> Tape:
+        super().__enter__()
+        # Inside, samples are no longer the first axis: attention is one call.
+        for module in self._model.modules():
+            if isinstance(module, nn.MultiheadAttention):
+                begins = module.register_forward_pre_hook(self._whole_begins)
+                ends = module.register_forward_hook(self._whole_ends, with_kwargs=True, always_call=True)
+                self._hooks.callback(begins.remove)
+                self._hooks.callback(ends.remove)
+        return self
+
+    def _whole_begins(self, module: nn.Module, args: Any) -> None:
+        self._whole = module
+
+    def _whole_ends(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        self._whole = None
+        if output is None:
+            return
+        op = Operation(type(module).__name__, module.forward, args, kwargs, output, self.state)
+        self._path.append((self._modules[id(module)], module))
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            self.attempt(self._foresee, op, None)
+        self._path.pop()
 
     # tensors and their states ---------------------------------------------------------------------------------------
 
@@ -95,20 +128,33 @@ class Tape(Trace):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        name = getattr(func, "__name__", "an operation")
+        if name == "_set_grad_enabled":
+            # Forward of an autograd.Function runs without gradients too, and sends one back: that is no such switch.
+            self._no_grad = not args[0] and (self._no_grad or torch.is_grad_enabled())
+            return func(*args, **kwargs)
+        self._no_grad = stops = self._no_grad and not torch.is_grad_enabled()
         made = len(self.calls)
         reads = any(self.state(t) is not None for t in tensors((args, kwargs)))
-        result = super().__torch_function__(func, types, args, kwargs)
+        with torch.no_grad():  # the model believes that it trains, and keeps no graph
+            result = super().__torch_function__(func, types, args, kwargs)
+        if self._whole is not None:
+            return result
         call = self.calls[made] if len(self.calls) > made else None
-        name = getattr(func, "__name__", "an operation")
         if (reads or name in LAYERS or name == "embedding") and any(True for _ in tensors(result)):
-            self.attempt(self._foresee, Operation(name, func, args, kwargs, result, self.state), call)
+            self.attempt(self._foresee, Operation(name, func, args, kwargs, result, self.state), call, stops)
         elif reads and name in ("numpy", "tolist", "__array__"):
             self.lost[f"{self._place()}: its values leave torch ({name}); no gradient comes back"] = None
+        elif name == "__setitem__" and self.state(args[-1]) is not None:
+            self.lost[f"{self._place()}: values written into another tensor are not followed"] = None
         return result
 
-    def _foresee(self, op: Operation, call: Call | None) -> None:
+    def _foresee(self, op: Operation, call: Call | None, stops: bool = False) -> None:
+        self._ask_for_batch(op)
         # Replays of the user's own call on states can fail in as many ways as there are calls: then it is measured.
-        with torch.enable_grad():
+        # What is not finite is named by the forecast, once. Checkpointing packs away what is saved: not in here.
+        kept_as_is = torch.autograd.graph.saved_tensors_hooks(_as_is, _as_is)
+        with torch.enable_grad(), kept_as_is, np.errstate(all="ignore"):
             outcome = None
             if op.name in LAYERS and not op.known():
                 op = self._unseen_input(op)
@@ -124,11 +170,24 @@ class Tape(Trace):
             states = outcome if isinstance(outcome, list) else [outcome] if outcome is not None else []
             if len(states) != len(results) or not all(map(_fits, results, states)):
                 states = self._measure(op, results)
-            for result, state in zip(results, states, strict=True):
-                if state is None:
+            for result, found in zip(results, states, strict=True):
+                if found is None:
                     continue
                 is_layer = op.name in LAYERS and call is None
-                self._keep(result, self._weigh(op, known, state) if is_layer else state)
+                state = self._weigh(op, known, found) if is_layer else found
+                if known and (stops or RULES.get(op.name) is cut):
+                    self.stopped[f"{'no_grad' if stops else op.name} in {layer_name(self._place())}"] = None
+                self._keep(result, severed(state) if known and stops else state)
+
+    def _ask_for_batch(self, op: Operation) -> None:
+        """An image without a batch axis runs, with its channels in the place of samples."""
+        known = op.known()
+        if op.name in ("conv1d", "conv2d", "conv3d") and known and known[0].mean.dim() == int(op.name[-2]) + 1:
+            found = tuple(op.given("input")["input"].shape)
+            raise RelumeError(
+                f"forecast: {op.name} in {layer_name(self._place())} was given one sample of shape {found}.\n"
+                "Samples come first: pass a batch, such as example_input[None]."
+            )
 
     def _unseen_input(self, op: Operation) -> Operation:
         """A layer reads what was not followed: take it as a new input."""
@@ -200,15 +259,18 @@ class Tape(Trace):
 
             def by_unit(edges: tuple[float, float], variance: Any) -> Any:
                 share = share_beyond(edges, flat_mean, variance).reshape(tuple(mean.shape))
-                return np.moveaxis(share, axis, 0).reshape(mean.shape[axis], -1).mean(1)
+                return np.moveaxis(share, axis, 0).reshape(mean.shape[axis], -1)
 
-            if row.can_die:
-                share = by_unit(row.flat_edges(0.0, **site.parameters), across)
+            finite = math.isfinite(layer.q)  # no unit of a layer that is not is open or closed
+            if finite and row.can_die:
+                closed = by_unit(row.flat_edges(0.0, **site.parameters), across)
                 for start, end in row.dead_stretches(**site.parameters):
                     if math.isfinite(start) and math.isfinite(end):
-                        share = share + 1 - by_unit((start, end), across)
-                layer.dead_share = float((share**ENOUGH_SAMPLES).mean())
-            if all(tail.slope == 0 for tail in row.tails(**site.parameters)):
+                        closed = closed + 1 - by_unit((start, end), across)
+                # Each position of a map is a chance to open.
+                positions = math.prod(shape) // mean.numel() * ENOUGH_SAMPLES
+                layer.dead_share = float((closed.prod(1) ** positions).mean())
+            if finite and all(tail.slope == 0 for tail in row.tails(**site.parameters)):
                 layer.saturated_share = float(
                     by_unit(row.flat_edges(FLAT_SLOPE, **site.parameters), flat_variance).mean()
                 )
@@ -229,7 +291,7 @@ class Tape(Trace):
             draw=value,
             raw=False,
             open=False,
-            applied=(op.func, op.args, dict(op.kwargs), state),
+            applied=(op.func, op.args, dict(op.kwargs), state, site.activation),
         )
 
     # what has no rule -----------------------------------------------------------------------------------------------
@@ -239,12 +301,15 @@ class Tape(Trace):
         called = op.name.strip("_")
         if op.name == "embedding":
             return [state_of(r, self.probes) if _carries(r) else None for r in results]
-        known = op.known()
+        # A tensor may be given twice, as in self-attention: it has one gradient.
+        read = {id(t): (t, state) for t in tensors((op.args, op.kwargs)) if (state := self.state(t)) is not None}
+        inputs, known = [t for t, _ in read.values()], [state for _, state in read.values()]
         if not known or op.name in _UNTOUCHED or not any(map(_carries, results)):
             return [None] * len(results)
-        inputs = [t for t in tensors((op.args, op.kwargs)) if self.state(t) is not None]
-        # Max-pooling picks what an activation lets through: the two are taken together.
-        behind = known[0].applied if "max_pool" in op.name and len(inputs) == 1 else None
+        # What it does goes with the slopes of an activation before it: max-pooling picks what is open.
+        behind = known[0].applied if len(inputs) == 1 else None
+        if behind and behind[1][0] is inputs[0] and behind[4] not in _IDEMPOTENT:
+            behind = None  # it worked in place: what it read is gone
         sources = [behind[3]] if behind else known
         last = max(sources, key=lambda state: state.layer)
         seen = [
@@ -253,7 +318,7 @@ class Tape(Trace):
             else None
             for r in results
         ]
-        back = _Back(op, [behind[1][0]] if behind else inputs, behind, results)
+        back = _Back(op, [behind[1][0]] if behind else inputs, inputs[0], behind, self._place())
         try:
             back(
                 [
@@ -261,7 +326,7 @@ class Tape(Trace):
                     for r in results
                 ]
             )
-        except (RuntimeError, TypeError, ValueError, IndexError):
+        except Exception:  # the model's own call, once more: it may fail in any way
             self.lost[f"{self._place()}: {called} has no gradient that could be followed; none goes back"] = None
             return list(seen)
         self.measured[f"{self._place()}: {called} has no rule; its effect was measured on the example"] = None
@@ -276,15 +341,24 @@ class Tape(Trace):
     def gradients(self, output: Any) -> list[float | None]:
         """Mean square of the gradient at the output of each layer, for random gradients of size 1 at the model's.
 
-        None where no gradient arrives.
+        0 where no gradient arrives, None where it could not be followed.
         """
         ends = [state.probe for t in tensors(output) if (state := self.state(t)) is not None]
         ends = [end for end in ends if end.requires_grad]
         if not ends or not self.layers:
             return [None] * len(self.layers)
         at = [layer.state.probe for layer in self.layers]
-        back = torch.autograd.grad(ends, at, [_directions(e) for e in ends], allow_unused=True)
-        return [None if g is None else float(g.square().mean()) for g in back]
+        try:
+            back = torch.autograd.grad(ends, at, [_directions(e) for e in ends], allow_unused=True)
+        except Exception as error:  # a call that was measured fails where its gradient is taken
+            self.lost[str(error).strip().splitlines()[0]] = None
+            return [None] * len(self.layers)
+        none = None if self.lost else 0.0
+        return [none if g is None else float(g.square().mean()) for g in back]
+
+
+def _as_is(value: Tensor) -> Tensor:
+    return value
 
 
 def _carries(value: Tensor) -> bool:
@@ -313,29 +387,29 @@ class _Back:
 
     op: Operation
     inputs: list[Tensor]
+    inner: Tensor  # what the call reads first
     behind: tuple[Any, ...] | None  # an activation to go back through as well
-    results: list[Tensor]
+    place: str
 
     def __call__(self, sent: list[Tensor | None]) -> list[Tensor]:
         """The gradients, a row a probe: probes take the samples in turn."""
         probes = next(len(s) for s in sent if s is not None)
         fresh = {id(t): t.detach().clone().requires_grad_() for t in self.inputs}
+        read = dict(fresh)
 
         def swap(value: Any) -> Any:
             if isinstance(value, (tuple, list)):
                 return type(value)(swap(v) for v in value)
-            return fresh.get(id(value), value) if isinstance(value, Tensor) else value
+            return read.get(id(value), value) if isinstance(value, Tensor) else value
 
         op = self.op
         with torch.enable_grad():
             if self.behind:
-                func, args, kwargs, _ = self.behind
-                inner = func(fresh[id(self.inputs[0])].clone(), *args[1:], **kwargs)  # it may work in place
-                out = op.func(inner, *op.args[1:], **op.kwargs)
-            else:
-                args = tuple(swap(a) for a in op.args)
-                args = (args[0].clone(), *args[1:]) if args and isinstance(args[0], Tensor) else args
-                out = op.func(*args, **{k: swap(v) for k, v in op.kwargs.items()})
+                func, args, kwargs, *_ = self.behind
+                read[id(self.inner)] = func(fresh[id(self.inputs[0])].clone(), *args[1:], **kwargs)
+            args = tuple(swap(a) for a in op.args)
+            args = (args[0].clone(), *args[1:]) if args and isinstance(args[0], Tensor) else args  # in place, perhaps
+            out = op.func(*args, **{k: swap(v) for k, v in op.kwargs.items()})
         outs = [
             (t, s)
             for t, s in zip(tensors(out), sent, strict=True)
@@ -349,11 +423,15 @@ class _Back:
         parts: list[list[Tensor]] = []
         for start in range(0, probes, samples):
             rows = min(samples, probes - start)
+            # Samples may act on one another, so that all are sent something. Where they outnumber the probes, these go
+            # round with the signs of Walsh's functions: sums over samples are then as large as if all were drawn.
+            rounds = [divmod(start + sample, probes) for sample in range(samples)]
+            turn = torch.tensor([probe for _, probe in rounds])
+            sign = torch.tensor([1 - 2 * ((number & probe).bit_count() % 2) for number, probe in rounds])
             cotangents = []
             for t, s in outs:
                 # The gradient's size may lie far outside float32: it is taken out, and put back.
-                cotangent = torch.zeros_like(t)
-                cotangent[:rows] = (s[start : start + rows] / _size(s)).to(t)
+                cotangent = (s[turn] * sign.to(s).reshape(-1, *[1] * (s.dim() - 1)) / _size(s)).to(t)
                 cotangents.append(cotangent * (_size(s) / _size(outs[0][1])))
             back = torch.autograd.grad(
                 [t for t, _ in outs], list(fresh.values()), cotangents, allow_unused=True, retain_graph=True
@@ -384,4 +462,12 @@ class _Through(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:  # type: ignore[override] - torch's own is untyped
         sent = iter(gradients)
-        return None, None, None, *ctx.back([next(sent) if carries else None for carries in ctx.carries])
+        try:
+            back = ctx.back([next(sent) if carries else None for carries in ctx.carries])
+        except Exception as error:
+            said = (str(error).strip().splitlines() or ["without a message"])[0]
+            name = ctx.back.op.name.strip("_")
+            raise RelumeError(
+                f"{ctx.back.place}: the gradient of {name} fails ({type(error).__name__}: {said})"
+            ) from error
+        return None, None, None, *back

@@ -83,7 +83,7 @@ class Forecast:
         return render(self, width)
 
     def _repr_html_(self) -> str:
-        return f'<div class="relume">{_body(self)}</div>'
+        return f'<div class="relume"><style>{_CELL}</style>{_body(self, cell=True)}</div>'
 
 
 def hidden(layers: Sequence[LayerForecast]) -> tuple[LayerForecast, ...]:
@@ -98,11 +98,11 @@ def headline(forecast: Forecast) -> str:
     """The verdict in words."""
     layers = forecast.hidden
     if not layers:
-        return "No layer with weights was seen: there is nothing to foresee."
+        return "No layer with weights was reached: there is nothing to foresee."
     depth, ratio = len(layers), forecast.gradient_ratio
     over = f"over {count(depth, 'layer')}: {_recipe(layers)}."
     if any(not math.isfinite(layer.q) for layer in layers):
-        return f"Values overflow {over}"
+        return f"Values are not finite {over}"
     if ratio is None:
         return f"No gradient could be followed {over}"
     if ratio == 0:
@@ -123,14 +123,24 @@ def headline(forecast: Forecast) -> str:
     return f"Gradients keep their size within a factor of {number(max(ratio, 1 / ratio))} {over}"
 
 
-def because_of(layers: Sequence[LayerForecast], ratio: float | None) -> tuple[str, ...]:
-    """What is wrong, one sentence each, gravest first."""
+def because_of(
+    layers: Sequence[LayerForecast], ratio: float | None, stopped: Sequence[str] = (), broken: str = ""
+) -> tuple[str, ...]:
+    """What is wrong, one sentence each, gravest first.
+
+    `stopped` are the places where the model itself lets no gradient back; `broken` says what holds NaN beforehand.
+    """
     inner = hidden(layers)
-    found: list[str] = []
-    broken = [layer for layer in inner if not math.isfinite(layer.q)]
-    if broken:
-        found.append(f"At {layer_name(broken[0].name)} values are no longer finite.")
-    if ratio is not None and not 1 / GRADIENT_RATIO <= ratio <= GRADIENT_RATIO:
+    found = [broken] if broken else []
+    overflows = [layer for layer in layers if not math.isfinite(layer.q)]
+    if overflows and not broken:
+        found.append(f"Values overflow: at {layer_name(overflows[0].name)} they are no longer finite.")
+    zero = [layer for layer in layers if layer.gain == 0]
+    if ratio == 0:
+        why = f": {joined(stopped)} {'let' if len(stopped) > 1 else 'lets'} none back" if stopped else ""
+        why = f": the weights of {layer_name(zero[-1].name)} are all 0" if zero and not stopped else why
+        found.append(f"No gradient arrives at {layer_name(inner[0].name)}{why}.")
+    elif ratio is not None and not 1 / GRADIENT_RATIO <= ratio <= GRADIENT_RATIO:
         per_layer = ratio ** (1 / max(1, len(inner) - 1))
         found.append(
             f"The gradient at {layer_name(inner[0].name)} is {number(ratio)} times that at "
@@ -224,15 +234,20 @@ def _cells(run: Sequence[LayerForecast]) -> tuple[str, ...]:
     )
 
 
+def _telling(rows: Sequence[tuple[str, ...]]) -> list[int]:
+    """The columns that say something of a layer."""
+    return [i for i in range(len(_HEAD)) if i < 5 or any(row[i] not in ("-", "0 %") for row in rows)]
+
+
 def render(forecast: Forecast, width: int) -> str:
     """The forecast as plain text."""
     lines = textwrap.wrap(headline(forecast), width)
     for sentence in (*forecast.because, *forecast.advice):
         lines += textwrap.wrap(sentence, width, initial_indent="- ", subsequent_indent="  ")
     rows = [_HEAD, *(_cells(run) for run in _runs(forecast.layers))]
-    # What is the same for all, or fits no more, is left out, the least telling column first.
-    columns = [i for i in range(len(_HEAD)) if i < 5 or any(row[i] not in ("-", "0 %") for row in rows[1:])]
-    for spare in (2, 6, 5, 7):
+    columns = _telling(rows[1:])
+    # What fits no more is left out, the least telling column first.
+    for spare in (2, 6, 5, 7, 1):
         widths = [max(len(row[i]) for row in rows) for i in columns]
         if sum(widths) + 2 * (len(widths) - 1) > width and spare in columns:
             columns.remove(spare)
@@ -262,19 +277,33 @@ def _rest(forecast: Forecast) -> list[tuple[str, tuple[str, ...]]]:
 # HTML -----------------------------------------------------------------------------------------------------------------
 
 
-def _body(forecast: Forecast) -> str:
+# A notebook has its own headings, and draws no chart.
+_CELL = (
+    ".relume{max-width:60em;line-height:1.45}.relume .verdict{font-weight:600;font-size:1.15em;margin:.4em 0}"
+    ".relume h2{font-size:1em;margin:1.2em 0 .3em}.relume .scroll{overflow-x:auto}"
+    ".relume table{border-collapse:collapse;margin:.4em 0}.relume caption{text-align:left;opacity:.7;padding:0 0 .3em}"
+    ".relume th,.relume td{text-align:left;font-weight:400;padding:.2em .9em .2em 0;"
+    "border-bottom:1px solid rgba(128,128,128,.3)}.relume th.n,.relume td.n{text-align:right;white-space:nowrap}"
+)
+
+
+def _body(forecast: Forecast, cell: bool = False) -> str:
     rows = [_cells(run) for run in _runs(forecast.layers)]
+    columns = _telling(rows)
+    head, *shown = [[row[i] for i in columns] for row in (_HEAD, *rows)]
     items = "".join(f"<li>{escape(s)}</li>" for s in (*forecast.because, *forecast.advice))
     rest = "".join(
         f"<h2>{escape(title)}</h2><ul>{''.join(f'<li>{escape(s)}</li>' for s in sentences)}</ul>"
         for title, sentences in _rest(forecast)
     )
     caption = "gradient: relative to the last layer; factor: to the next layer"
+    verdict = escape(headline(forecast))
+    chart = not cell and _curve(forecast)
     return (
-        f'<p class="kicker">relume forecast</p><h1>{escape(headline(forecast))}</h1>'
+        (f'<p class="verdict">{verdict}</p>' if cell else f'<p class="kicker">relume forecast</p><h1>{verdict}</h1>')
         + (f"<ul>{items}</ul>" if items else "")
-        + (figure("gradients", f"{GRADIENT}, by layer: {headline(forecast)}") if _curve(forecast) else "")
-        + ("<h2>Layer by layer</h2>" + table(_HEAD, rows, caption, _NUMBERS) if rows else "") + rest
+        + (figure("gradients", f"{GRADIENT}, by layer: {headline(forecast)}") if chart else "")
+        + ("<h2>Layer by layer</h2>" + table(head, shown, caption, _NUMBERS) if rows else "") + rest
     )  # fmt: skip
 
 
@@ -283,7 +312,7 @@ def page(forecast: Forecast) -> str:
     from relume.report.html import frame
 
     data = {"words": {**CHART, "gradient": GRADIENT}, "gradients": _curve(forecast)}
-    return frame(headline(forecast), f"<main>{_body(forecast)}</main>", data)
+    return frame(headline(forecast), f'<main class="forecast">{_body(forecast)}</main>', data)
 
 
 def _curve(forecast: Forecast) -> dict[str, Any] | None:
@@ -293,11 +322,13 @@ def _curve(forecast: Forecast) -> dict[str, Any] | None:
     if len(seen) < 2:
         return None
     points = [
-        {"layer": layer_name(layer.name), "depth": depth, "norm": layer.gradient, "when": 0}
+        {"layer": layer.name, "depth": depth, "norm": layer.gradient, "when": 0}
         for depth, layer in enumerate(forecast.layers, start=1)
         if layer.gradient is not None
     ]
-    return {"points": points, "steps": [0], "layers": len(sizes), "low": min(seen), "high": max(seen)}
+    names = [layer.name for layer in forecast.layers]  # as the table has them
+    shared = {"points": points, "steps": [0], "layers": len(sizes), "names": names}
+    return {**shared, "low": min(seen), "high": max(seen)}
 
 
 def write(forecast: Forecast, path: Path, kind: str = "") -> Path:

@@ -90,6 +90,9 @@
     const byName = new Map(d.points.map((p) => [p.depth, p.layer]));
     const left = 58;
     const named = names.length === d.layers && widest(names) + 14 < (width - left) / names.length;
+    // A forecast has one line and the table's own names below it: as many as have room.
+    const every = d.names ? Math.ceil(d.layers * (widest(d.names) + 14) / (width - left)) : 1;
+    const atLayers = d3.range(1, d.layers + 1).filter((i) => (d.names ? (i - 1) % every === 0 : d.layers <= 12 || i === 1 || i % Math.ceil(d.layers / 10) === 0));
     const span = Math.max(1.5, d.high / d.low);
     const floor = d.low / span ** 0.12, roof = d.high * span ** 0.12;
     const shown = d.points.map((p) => ({ ...p, odd: !finite(p.norm) || p.norm === 0, y: finite(p.norm) ? Math.max(p.norm, floor) : roof }));
@@ -107,8 +110,8 @@
       marks: [
         Plot.gridY(atTicks, { stroke: grid, strokeOpacity: 1 }),
         Plot.axisY(atTicks, { tickSize: 0, label: W.gradient, tickFormat: short }),
-        Plot.axisX(d3.range(1, d.layers + 1).filter((i) => d.layers <= 12 || i === 1 || i % Math.ceil(d.layers / 10) === 0), {
-          tickFormat: (i) => (named ? byName.get(i) : String(i)), tickSize: 3, label: W.depth, labelAnchor: "center", labelArrow: "right", labelOffset: 36,
+        Plot.axisX(atLayers, {
+          tickFormat: (i) => (d.names ? d.names[i - 1] : named ? byName.get(i) : String(i)), tickSize: 3, label: W.depth, labelAnchor: "center", labelArrow: "right", labelOffset: 36,
         }),
         lines.map((line) => [
           Plot.line(line.points, { x: "depth", y: "y", stroke: paint(line.when), strokeWidth: 1.8, strokeDasharray: line.when || lines.length === 1 ? null : "4 3" }),
@@ -116,7 +119,7 @@
         ]),
         Plot.text(odd, { x: "depth", y: "y", text: (p) => (finite(p.norm) ? "×" : "!"), fill: "var(--bad)", fontWeight: 700, fontSize: 15 }),
         Plot.text(firsts, { x: "depth", y: "y", text: what, fill: "var(--bad)", textAnchor: "start", dx: 9 }),
-        keys(lines),
+        d.names ? null : keys(lines),
       ],
     });
   }
