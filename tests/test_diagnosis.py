@@ -12,6 +12,7 @@ from test_symptoms import batches, closed, mlp, scaled
 from torch import Tensor, nn
 
 import relume
+import relume.nn
 from relume.diagnosis import REMEDIES_FOR
 from relume.interventions import CHANGES, Scene, replay
 from relume.recording import Recording
@@ -25,6 +26,12 @@ def xavier(model: Any) -> None:
     for layer in model:
         if isinstance(layer, nn.Linear):
             nn.init.xavier_normal_(layer.weight)
+
+
+def he(model: Any) -> None:
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
 
 
 class Cut(nn.Module):
@@ -46,6 +53,7 @@ PLANTED: dict[str, Planted] = {
     "biases at -50": ("bias", mlp(edit=closed(24)), ADAM, 1e-3, 1.0),
     "inputs in the thousands": ("unscaled_inputs", mlp(), SGD, 0.1, 3000.0),
     "weights of std 1": ("initial_scale", mlp(depth=8, edit=scaled(1.0)), SGD, 0.01, 1.0),
+    "exp in every layer, at He's scale": ("unbounded_activation", mlp(relume.nn.Exp, depth=6, edit=he), SGD, 0.01, 1.0),
     "weights of std 0.003": ("initial_scale", mlp(nn.Tanh, depth=6, edit=scaled(0.003)), SGD, 0.05, 1.0),
     "tanh with weights of std 2": ("initial_scale", mlp(nn.Tanh, edit=scaled(2.0)), ADAM, 1e-4, 1.0),
     "eight sigmoid layers": ("saturating_activation", mlp(nn.Sigmoid, depth=8, edit=xavier), SGD, 0.01, 1.0),

@@ -233,11 +233,9 @@ CHANGES: tuple[Change, ...] = (
         fits=_suspected("unscaled_targets"),
         data=lambda batches: _standardise(batches, 1),
     ),
-    Change(
-        words="ReLU at He's scale as the activation",
-        cause="saturating_activation",
-        fits=_suspected("saturating_activation", "unbounded_activation"),
-        network=_relu_instead,
+    *(
+        Change(words="ReLU at He's scale as the activation", cause=cause, fits=_suspected(cause), network=_relu_instead)
+        for cause in ("saturating_activation", "unbounded_activation")
     ),
     Change(
         words="a learning rate that moves weights by a thousandth of their size a step",

@@ -85,8 +85,8 @@ def is_activation_module(module: nn.Module | None) -> bool:
 
 def _activation_of(func: Any, args: Any, kwargs: Any) -> str | None:
     """The catalogue's name for what this call applies, or None."""
-    if func is catalogue.apply:
-        return kwargs["row"] if is_site(ACTIVATIONS[kwargs["row"]]) else None
+    if func is catalogue.apply:  # relume's own module is there as an activation, whatever the function
+        return kwargs["row"] if ACTIVATIONS[kwargs["row"]].layout == "elementwise" else None
     relu = _as_relu(func, args, kwargs)
     rows = _rows_of().get(func, ())
     named = (row.name for row in rows if all(kwargs.get(key, value) == value for key, value in row.fixed.items()))
