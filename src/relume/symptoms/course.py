@@ -136,7 +136,8 @@ def find_not_learning(recording: Recording) -> Iterator[Symptom]:
     if abs(float(np.mean(losses))) < 2 * float(np.std(losses)):
         return  # a loss around zero, such as a policy gradient's or a critic's, says nothing by its size
     creeps = falls(losses[len(losses) // 10 :])
-    stands = 0 < usual_update(recording) * recording.steps < STILL
+    # A network that was trained before may have arrived, and then has nowhere to go.
+    stands = not recording.resumed and 0 < usual_update(recording) * recording.steps < STILL
     if fallen < UNLEARNT and (stands or not creeps) and float(np.mean(late)) > 0:
         yield Symptom(
             kind="not_learning", site="", since=0, born=True,
