@@ -539,3 +539,13 @@ def test_the_guide_lists_the_filters():
     guide = (Path(__file__).parents[1] / "docs" / "guide" / "activations.md").read_text()
     listed = re.findall(r"^\| `--([a-z-]+)", guide, re.MULTILINE)
     assert listed == [*(one.option for one in FILTERS), "cheaper-than"]
+
+
+def test_curves_of_several_numbers_say_along_which():
+    """The curve of a gate and that of softmax say what is held; one of a function of one number needs no word."""
+    for name, said in (("swiglu", "along the last operand, the others at 1"), ("softmax", "the first of two outputs")):
+        assert said in dict(facts(activation(name)))["curves"]
+        assert f"Curves {dict(facts(activation(name)))['curves']}" in catalogue_page.render_row(
+            activation(name)
+        ).replace("&#x27;", "'")
+    assert "curves" not in dict(facts(activation("gelu")))

@@ -404,11 +404,19 @@ def cost(p: Profile) -> str:
     return "not measured" if math.isnan(p.cost) else f"{short(p.cost)} plain copies (relu {short(p.relu_cost)})"
 
 
+def along(row: Activation) -> str:
+    """What the curves of a function of several numbers show; empty for a function of one."""
+    if row.operands == 1:
+        return ""
+    if row.layout == "across":
+        return "of the first of two outputs, along the other one's input; so are the numbers"
+    return "along the last operand, the others at 1; the slope is the size of all partial derivatives"
+
+
 def facts(row: Activation) -> list[tuple[str, str]]:
     """Names and values for the list of numbers, as text."""
     p, m = profile(row), profile(row).moments
-    across = ("numbers and curves", "of the first of two outputs, along the other one's input")
-    found = [across] * (p.layout == "across")
+    found = [("curves", along(row))] * bool(along(row))
     found += [
         (name, f"{s.default:.6g}, {bounds(row.parameters[name])}{', learned' if s.learned else ''}")
         for name, s in p.parameters.items()

@@ -13,7 +13,7 @@ from relume.activations import Activation
 from relume.activations.card import Piece, curve, interval, number, reach, svg, window
 from relume.activations.notation import as_mathml
 from relume.report import words
-from relume.report.catalogue import DEPTH, Profile, code, command, facts, profile, strengths, weaknesses
+from relume.report.catalogue import DEPTH, Profile, along, code, command, facts, profile, strengths, weaknesses
 from relume.report.html import frame
 from relume.report.markup import Html, figure, fold, t, table
 from relume.report.numerals import number as short
@@ -122,8 +122,9 @@ def _sections(row: Activation, index: int) -> str:
     )
     items = "".join(f"<div><dt>{t(key)}</dt><dd>{_signs(value)}</dd></div>" for key, value in facts(row))
     python = "\n".join(code(row))
+    legend = f"Curves {along(row)}. {_LEGEND}" if along(row) else _LEGEND
     parts = (
-        ("curve", "Value and slope", f'<div class="pair">{charts}</div><p class="axis">{t(_LEGEND)}</p>'),
+        ("curve", "Value and slope", f'<div class="pair">{charts}</div><p class="axis">{t(legend)}</p>'),
         ("judged", "For and against", f'<div class="pair">{judged}</div>'),
         ("numbers", "Numbers", f"<dl>{items}</dl>"),
         (
