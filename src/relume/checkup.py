@@ -20,6 +20,7 @@ from relume.training import (
     device_of,
     fresh,
     require_steps,
+    split,
     to_device,
     train,
 )
@@ -46,7 +47,9 @@ def diagnose(training: Training, steps: int | None = None, seed: int = 0, *, rep
         watching = watch(model, optimizer, budget=DIAGNOSING)
         try:
             with watching:
-                train(copied, model, optimizer, Stream(copied.batches, seed), steps, watch=watching)
+                stream = Stream(copied.batches, seed)
+                train(copied, model, optimizer, stream, steps, watch=watching)
+                watching.keep_more(to_device(split(batch)[0], device_of(model)) for batch in stream)
         except KeyboardInterrupt:
             replays = False
             if not watching.recording.readings:

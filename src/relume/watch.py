@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 
 from relume.interventions import report_on, scene_from
 from relume.journal import Journal
+from relume.nested import arguments
 from relume.recorder import Recorder
 from relume.recording import Recording
 from relume.report import Report
@@ -131,6 +133,13 @@ class watch:
             self._recorder.arm(read=self._due)
 
     # the recording ------------------------------------------------------------------------------------------------
+
+    def keep_more(self, inputs: Iterable[Any]) -> None:
+        """Keep further inputs of the same data for the closing reading, until they suffice for a verdict on each unit."""
+        for input in inputs:
+            if self._retired or self._recorder.keeps_enough:
+                break
+            self._recorder.keep(*arguments(input))
 
     @property
     def recording(self) -> Recording:

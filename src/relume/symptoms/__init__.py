@@ -24,6 +24,7 @@ from relume.symptoms.course import (
 from relume.symptoms.evidence import progress, usual_update
 from relume.symptoms.record import (
     BORN_EXCESS,
+    CLOSED_SAMPLES,
     CLOSED_SITE,
     DEAD_OF_NETWORK,
     DEAD_OF_SITE,
@@ -50,6 +51,7 @@ from relume.symptoms.units import find_dead, find_off_centre, find_saturated
 
 __all__ = [
     "BORN_EXCESS",
+    "CLOSED_SAMPLES",
     "CLOSED_SITE",
     "DEAD_OF_NETWORK",
     "DEAD_OF_SITE",

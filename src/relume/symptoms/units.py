@@ -13,6 +13,7 @@ from relume.recording import Recording, Site
 from relume.symptoms.evidence import by_progress, from_birth, trailing, unit_sites
 from relume.symptoms.record import (
     BORN_EXCESS,
+    CLOSED_SAMPLES,
     CLOSED_SITE,
     DEAD_OF_NETWORK,
     DEAD_OF_SITE,
@@ -34,7 +35,7 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
         total += site.units if ACTIVATIONS[site.activation].can_die else 0
         silent = np.array([r.silent for r in readings])
         start, samples = trailing(silent, readings)
-        dead = (samples >= ENOUGH_SAMPLES) & (start < len(readings))
+        dead = _enough(samples) & (start < len(readings))
         expected = _expected_share(recording, site, samples)
         born = dead & (start == 0) & from_birth(recording, steps)
         counted += int((dead & ~born).sum())
@@ -67,6 +68,11 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
     if total and counted / total >= DEAD_OF_NETWORK:
         found = [s if s.born else at_least(s, worst) for s in found]
     yield from found
+
+
+def _enough(samples: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Units seen to be so on enough samples; where all of a site are, together they need fewer."""
+    return samples >= (CLOSED_SAMPLES if samples.min(initial=0) >= CLOSED_SAMPLES else ENOUGH_SAMPLES)
 
 
 def _dead_severity(share: float, all_dead: float, expected: float, born: bool, site: Site) -> Severity:
@@ -134,7 +140,7 @@ def find_saturated(recording: Recording) -> Iterator[Symptom]:
         silent = np.array([r.silent for r in readings])
         start, samples = trailing(flat >= (1.0 if one_sided else SATURATED_SAMPLES), readings)
         dead, _ = trailing(silent, readings)
-        lost = (samples >= ENOUGH_SAMPLES) & (start < len(readings)) & (dead >= len(readings))
+        lost = _enough(samples) & (start < len(readings)) & (dead >= len(readings))
         if not lost.any():
             continue
         share = float(lost.mean())
