@@ -100,12 +100,13 @@ class InitialWeight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
-    """The least loss on a batch that any outputs of the last layer could give."""
+    """The least loss on some samples that any outputs of the last layer could give."""
 
     layer: str  # the last one with parameters
     first: float  # the loss before training, in eval mode
     floor: float  # with what stands behind the layer
     free: float  # if nothing did
+    constant: float | None = None  # with the same output for every sample; None where too few samples were at hand
     classes: bool = False  # targets are class numbers, so that the greatest output may be right all the same
 
 

@@ -26,6 +26,7 @@ Cause = Literal[
 
 
 CERTAIN = 1.0  # a fact rather than a clue
+PLAIN = 0.5  # strong enough to name a cause without a replay
 FAINT = 0.1  # worth a replay, and nothing by itself
 
 
@@ -251,7 +252,16 @@ def suspect_shape(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspi
 
 
 def suspect_output(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
-    """An activation on the network's own output that is flat where the targets are."""
+    """A function on the network's own output that is flat where the targets are, or never gets there."""
+    apart = next((s for s in complaint if "least_loss" in s.evidence), None)
+    if apart is not None and recording.reach is not None:
+        least, without = apart.evidence["least_loss"], apart.evidence["least_loss_without"]
+        return Suspicion(
+            cause="output_activation",
+            strength=PLAIN if recording.reach.classes else CERTAIN,
+            because=f"No weights can bring the loss below {number(least)}: the function behind "
+            f"{layer_name(recording.reach.layer)} cannot give the targets. Without it the least is {number(without)}.",
+        )
     dead: dict[str, int] = {}
     for symptom in complaint:
         if symptom.kind == "dead":
@@ -270,7 +280,7 @@ def suspect_output(recording: Recording, complaint: tuple[Symptom, ...]) -> Susp
 
 def suspect_no_gradient(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
     """Layers that run and could be trained, but that no gradient ever reaches (`symptoms.find_cut_off`)."""
-    cut = {s.site for s in complaint if s.kind == "not_learning" and s.site}
+    cut = {s.site for s in complaint if "readings_without_gradient" in s.evidence}
     if not cut:
         return None
     names = [layer_name(site.weight) for site in recording.sites if site.name in cut]

@@ -18,10 +18,11 @@ from relume.symptoms.course import (
     find_non_finite,
     find_not_learning,
     find_oscillating,
+    find_out_of_reach,
     find_vanishing,
     gradient_by_depth,
 )
-from relume.symptoms.evidence import progress, usual_update
+from relume.symptoms.evidence import late_loss, progress, usual_update
 from relume.symptoms.record import (
     BORN_EXCESS,
     CLOSED_SAMPLES,
@@ -29,6 +30,7 @@ from relume.symptoms.record import (
     DEAD_OF_NETWORK,
     DEAD_OF_SITE,
     ENOUGH_SAMPLES,
+    FEWEST_BLOCKS,
     FEWEST_LOSSES,
     FEWEST_READINGS,
     FEWEST_SITES,
@@ -39,6 +41,7 @@ from relume.symptoms.record import (
     ORDERS,
     SATURATED_SAMPLES,
     SEVERITIES,
+    SMOOTHED,
     STILL,
     SWINGS,
     UNLEARNT,
@@ -57,6 +60,7 @@ __all__ = [
     "DEAD_OF_SITE",
     "DETECTORS",
     "ENOUGH_SAMPLES",
+    "FEWEST_BLOCKS",
     "FEWEST_LOSSES",
     "FEWEST_READINGS",
     "FEWEST_SITES",
@@ -67,6 +71,7 @@ __all__ = [
     "ORDERS",
     "SATURATED_SAMPLES",
     "SEVERITIES",
+    "SMOOTHED",
     "STILL",
     "SWINGS",
     "UNLEARNT",
@@ -83,10 +88,12 @@ __all__ = [
     "find_not_learning",
     "find_off_centre",
     "find_oscillating",
+    "find_out_of_reach",
     "find_saturated",
     "find_vanishing",
     "gradient_by_depth",
     "gravest",
+    "late_loss",
     "progress",
     "saturated_share",
     "usual_update",
@@ -99,6 +106,7 @@ DETECTORS: tuple[Callable[[Recording], Iterator[Symptom]], ...] = (
     find_exploding,
     find_vanishing,
     find_not_learning,
+    find_out_of_reach,
     find_cut_off,
     find_oscillating,
     find_off_centre,
@@ -131,7 +139,7 @@ def burden(recording: Recording, symptoms: tuple[Symptom, ...], kinds: tuple[Kin
             worst = max(worst, min(1.0, lost))
         elif symptom.kind == "non_finite":
             worst = 1.0
-        elif symptom.kind in ("not_learning", "oscillating"):
+        elif symptom.kind in ("not_learning", "oscillating") and symptom.severity != "note":
             worst = max(worst, 0.5)
     return worst
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relume.recording import Reading, Recording, Site, SiteReading
-from relume.symptoms.record import FEWEST_LOSSES, LEARNT, UNLEARNT, Severity
+from relume.symptoms.record import FEWEST_BLOCKS, FEWEST_LOSSES, LEARNT, SMOOTHED, UNLEARNT, Severity
 
 
 def sound(recording: Recording) -> Iterator[Reading]:
@@ -52,10 +52,28 @@ def progress(recording: Recording) -> float | None:
     losses = losses[np.isfinite(losses)]
     if len(losses) < FEWEST_LOSSES or not recording.trained:
         return None
-    early = losses[: max(3, len(losses) // 50)]  # a tenth is too late: many networks learn most in their first steps
-    late = losses[-max(10, len(losses) // 10) :]
+    some = min(_width(recording), len(losses) // 10)  # single samples say little
+    early = losses[: max(3, len(losses) // 50, some)]  # a tenth is too late: many networks learn most at first
     first = float(np.mean(early))
-    return (first - float(np.mean(late))) / abs(first) if first else 0.0
+    return (first - late_loss(losses)) / abs(first) if first else 0.0
+
+
+def late_loss(losses: NDArray[np.float64]) -> float:
+    """Mean over the last tenth of the run."""
+    return float(np.mean(losses[-max(10, len(losses) // 10) :]))
+
+
+def smoothed(recording: Recording) -> NDArray[np.float64]:
+    """The losses, averaged over so many steps that each stands for `SMOOTHED` samples at least."""
+    losses = np.asarray(recording.losses, dtype=float)
+    width = min(_width(recording), max(1, len(losses) // FEWEST_BLOCKS))
+    whole = len(losses) // width * width
+    return losses[len(losses) - whole :].reshape(-1, width).mean(axis=1) if whole else losses
+
+
+def _width(recording: Recording) -> int:
+    samples = next((r.input.samples for r in recording.readings if r.input is not None), SMOOTHED)
+    return math.ceil(SMOOTHED / max(1, samples))
 
 
 def by_progress(recording: Recording) -> Severity:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ from relume.theory import dead_unit_chance, relu_correlation
 def find_dead(recording: Recording) -> Iterator[Symptom]:
     """Units that never left a tail of slope zero since some step, over enough samples; born so, or died."""
     found: list[Symptom] = []
-    counted = total = 0
+    counted = gone = total = 0
     for site, steps, readings in unit_sites(recording):
         total += site.units if ACTIVATIONS[site.activation].can_die else 0
         silent = np.array([r.silent for r in readings])
@@ -39,6 +40,7 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
         expected = _expected_share(recording, site, samples)
         born = dead & (start == 0) & from_birth(recording, steps)
         counted += int((dead & ~born).sum())
+        gone += int(dead.sum())
         for units, is_born in ((born, True), (dead & ~born, False)):
             if not units.any():
                 continue
@@ -67,7 +69,18 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
     worst: Severity = "critical" if counted >= DEAD_OF_SITE * total else "warning"
     if total and counted / total >= DEAD_OF_NETWORK:
         found = [s if s.born else at_least(s, worst) for s in found]
-    yield from found
+    learnt = by_progress(recording) == "note"
+    yield from (_doubted(s, gone >= DEAD_OF_SITE * total) if learnt else s for s in found)
+
+
+def _doubted(symptom: Symptom, most: bool) -> Symptom:
+    """Dead units of a network that plainly learns: whether they are missed, replays have to say.
+
+    Without any, they are an illness only where they are `most` of the network or a whole layer.
+    """
+    if symptom.severity == "note" or symptom.share >= CLOSED_SITE:
+        return symptom
+    return replace(symptom, severity=symptom.severity if most else "note", at_worst=symptom.severity)
 
 
 def _enough(samples: NDArray[np.float64]) -> NDArray[np.bool_]:
