@@ -157,7 +157,7 @@ def test_a_replay_is_the_same_each_time_and_each_change_changes_something() -> N
     x = [(a * 50 + 3, b.float() * 100) for a, b in batches()]
 
     def network() -> nn.Module:
-        return nn.Sequential(mlp(nn.Tanh, edit=scaled(0.7))(), nn.Hardtanh(-60, 60))
+        return nn.Sequential(mlp(nn.Tanh, edit=scaled(0.7))(), nn.Hardtanh(-0.1, 0.1))
 
     recording = report_of(network, SGD, 1e-6, 1.0, replays=False).recording
 

@@ -177,7 +177,7 @@ def diagnose(
     symptoms: tuple[Symptom, ...],
     experiments: Mapping[int, tuple[Experiment, ...]] | None = None,
 ) -> tuple[Diagnosis, ...]:
-    """One diagnosis per complaint, the gravest first; `experiments` holds replays by the complaint's index."""
+    """One diagnosis per cause, the gravest first; `experiments` holds replays by the complaint's index."""
     found: list[Diagnosis] = []
     notes = [s for s in symptoms if s.severity == "note" and s.at_worst is None]
     for index, doubtful in enumerate(complaints(recording, symptoms)):
@@ -187,10 +187,26 @@ def diagnose(
             found.append(_explain(recording, complaint, tried))
         else:
             notes += complaint
+    found = _folded(sorted(found, key=lambda d: (SEVERITIES.index(d.severity), d.cause == "unknown")))
     if notes:
-        notes = tuple(notes)
-        found.append(_note(recording, notes, alone=not found))
-    return tuple(sorted(found, key=lambda d: SEVERITIES.index(d.severity)))
+        found.append(_note(recording, tuple(notes), alone=not found))
+    return tuple(found)
+
+
+def _folded(ranked: list[Diagnosis]) -> list[Diagnosis]:
+    """One diagnosis for each cause; what began no sooner, and has no cause of its own, follows from the first."""
+    found: list[Diagnosis] = []
+    for d in ranked:
+        i = next(
+            (i for i, f in enumerate(found) if f.cause == d.cause or (d.cause == "unknown" and f.since <= d.since)),
+            None,
+        )
+        if i is None:
+            found.append(d)
+        else:
+            first = found[i]
+            found[i] = replace(first, since=min(first.since, d.since), symptoms=(*first.symptoms, *d.symptoms))
+    return found
 
 
 def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: tuple[Experiment, ...]) -> Diagnosis:
@@ -218,8 +234,10 @@ def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: 
         cause = rivals[0] if rivals else cause
     elif untested:
         cause = untested[0]  # the strongest: suspicions come sorted
-    elif found and (not experiments or found[0].strength >= PLAIN):
-        cause = found[0].cause  # plain in the numbers, though no replay took it away
+    elif found:
+        likeliest = max(found, key=lambda s: s.strength + max(0.0, mended.get(s.cause, 0.0)))
+        if not experiments or likeliest.strength >= PLAIN:
+            cause = likeliest.cause  # plain in the numbers, though no replay took it away
     because += [s.because for s in found if s.cause == cause]
     if control is not None:
         because += _in_words(control, experiments, cause, measure_of(complaint))

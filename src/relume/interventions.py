@@ -79,6 +79,10 @@ def experiments(
         tried = [c for c in CHANGES if c.fits(recording, strength)] + ([BY_THE_BOOK] if of_the_loss else [])
         outcomes = [(None, control), *((c, r) for c in tried if (r := run(c)) is not None)]
         found[index] = tuple(_compared(recording, group, outcomes, steps))
+        if of_the_loss and {e.cause for e in found[index] if e.better} <= {"unknown"}:  # nothing yet names a cause
+            rest = [c for c in CHANGES if c.cause == "learning_rate_too_high" and c not in tried]
+            outcomes += [(c, r) for c in rest if (r := run(c)) is not None]
+            found[index] = tuple(_compared(recording, group, outcomes, steps))
     return found
 
 

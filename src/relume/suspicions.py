@@ -133,7 +133,7 @@ def sound_gain(site: Site) -> float:
 def suspect_rate(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
     """Steps that move weights by a large share of their own size throw units out of the data's reach."""
     structural = [s for s in complaint if s.kind in ("dead", "saturated", "vanishing", "exploding")]
-    if structural and all(s.born for s in structural):
+    if structural and all(s.born for s in structural) and not any(s.kind == "not_learning" for s in complaint):
         return None  # what is so before the first step is not the learning rate's doing
     moved = [
         (w.update / w.norm, reading.step, name)
@@ -268,7 +268,7 @@ def suspect_output(recording: Recording, complaint: tuple[Symptom, ...]) -> Susp
             dead[symptom.site] = dead.get(symptom.site, 0) + len(symptom.units)
     for site in recording.sites:
         count = dead.get(site.name, 0)
-        if site.output and 2 * count >= site.units:
+        if site.output and count:
             return Suspicion(
                 cause="output_activation",
                 strength=CERTAIN if count == site.units else 0.9,

@@ -201,13 +201,14 @@ def replays(report: Report) -> dict[str, Any] | None:
     if diagnosis is None:
         return None
     measure = diagnosis.experiments[0].measure
-    told = next((m.told for m in MEASURES if m.words == measure), numerals.percent)
+    told = next(m.told for m in MEASURES if m.words == measure)
     shares = measure.startswith("share")
+    losses = measure == "loss"  # its burden is relative, and the loss itself says more
     rows = [
         {
             "change": e.change,
-            "burden": _plain(e.burden),
-            "share": numerals.percent(e.burden) if shares else told(e.burden),
+            "burden": _plain((0.0 if e.loss is None else e.loss) if losses else e.burden),
+            "share": numerals.percent(e.burden) if shares else told(e),
             "role": "control" if e.cause is None else "cause" if e.cause == diagnosis.cause else "other",
         }
         for e in diagnosis.experiments

@@ -50,13 +50,14 @@ class Report(_Result):
         symptoms = find(recording)
         read = {name for reading in recording.readings for name in reading.sites}
         names = tuple(site.name for site in recording.sites)
+        diagnoses = diagnose(recording, symptoms, experiments)
         return cls(
-            diagnoses=diagnose(recording, symptoms, experiments),
+            diagnoses=diagnoses,
             coverage=Coverage(
                 sites=names, watched=tuple(name for name in names if name in read), blind=recording.blind
             ),
             recording=recording,
-            symptoms=symptoms,
+            symptoms=tuple(symptom for diagnosis in diagnoses for symptom in diagnosis.symptoms),  # doubts settled
         )
 
     @property

@@ -31,6 +31,7 @@ SMOOTHED = 32  # samples, the usual smallest batch, that a loss is averaged over
 BORN_EXCESS = 0.1  # of a site's units beyond what theory expects: initialisation does not do that by chance
 DEAD_OF_SITE = 0.5  # as SageMaker Debugger's DeadRelu rule: half a layer
 DEAD_OF_NETWORK = 0.25  # a quarter of all units that could fire: one layer's worth in a network of four
+PULLED = 0.1  # of the greatest gradient among the outputs: a dead one with more would be moved if it could
 CLOSED_SITE = 0.98  # nothing gets through
 STILL = 0.01  # of its own size that a weight has moved in a whole run: a tenth of what a hundred usual steps do
 LEARNT = 0.5  # share of its first value that a loss has lost, past which the network plainly learns

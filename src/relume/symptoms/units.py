@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relume.activations import ACTIVATIONS
-from relume.recording import Recording, Site
+from relume.recording import Recording, Site, SiteReading
 from relume.symptoms.evidence import by_progress, from_birth, trailing, unit_sites
 from relume.symptoms.record import (
     BORN_EXCESS,
@@ -20,6 +20,7 @@ from relume.symptoms.record import (
     DEAD_OF_SITE,
     ENOUGH_SAMPLES,
     MOSTLY_CONSTANT,
+    PULLED,
     SATURATED_SAMPLES,
     Severity,
     Symptom,
@@ -63,24 +64,23 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
                         "median_step": float(np.median(since)),
                         **({"expected_share": expected} if is_born else {}),
                     },
-                    severity=_dead_severity(share, all_dead, expected, is_born and not recording.resumed, site),
+                    severity=_dead_severity(
+                        share, all_dead, expected, is_born and not recording.resumed, site, _pulled(dead, readings)
+                    ),
                 )
             )
     worst: Severity = "critical" if counted >= DEAD_OF_SITE * total else "warning"
     if total and counted / total >= DEAD_OF_NETWORK:
         found = [s if s.born else at_least(s, worst) for s in found]
-    learnt = by_progress(recording) == "note"
-    yield from (_doubted(s, gone >= DEAD_OF_SITE * total) if learnt else s for s in found)
+    doubtful = by_progress(recording) == "note" and gone < DEAD_OF_SITE * total
+    yield from (_doubted(s) if doubtful else s for s in found)
 
 
-def _doubted(symptom: Symptom, most: bool) -> Symptom:
-    """Dead units of a network that plainly learns: whether they are missed, replays have to say.
-
-    Without any, they are an illness only where they are `most` of the network or a whole layer.
-    """
-    if symptom.severity == "note" or symptom.share >= CLOSED_SITE:
+def _doubted(symptom: Symptom) -> Symptom:
+    """Units that died in a network that plainly learns with its others: replays have to say whether it misses them."""
+    if symptom.severity == "note" or symptom.born or symptom.share >= CLOSED_SITE:
         return symptom
-    return replace(symptom, severity=symptom.severity if most else "note", at_worst=symptom.severity)
+    return replace(symptom, severity="note", at_worst=symptom.severity)
 
 
 def _enough(samples: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -88,11 +88,17 @@ def _enough(samples: NDArray[np.float64]) -> NDArray[np.bool_]:
     return samples >= (CLOSED_SAMPLES if samples.min(initial=0) >= CLOSED_SAMPLES else ENOUGH_SAMPLES)
 
 
-def _dead_severity(share: float, all_dead: float, expected: float, born: bool, site: Site) -> Severity:
+def _pulled(dead: NDArray[np.bool_], readings: list[SiteReading]) -> bool:
+    """Whether the loss still pulls at the output of a dead unit, which cannot follow."""
+    gradient = next((r.gradient for r in reversed(readings) if r.gradient is not None), None)
+    return gradient is not None and bool((gradient[dead] > PULLED * gradient.max(initial=0.0)).any())
+
+
+def _dead_severity(share: float, all_dead: float, expected: float, born: bool, site: Site, pulled: bool) -> Severity:
     if share >= CLOSED_SITE:
         return "critical"
     one = 1 / site.units  # one unit is never an excess
-    if site.output and all_dead >= DEAD_OF_SITE:
+    if site.output and (pulled or all_dead >= DEAD_OF_SITE):
         return "critical" if all_dead >= CLOSED_SITE else "warning"  # no other unit can stand in for an output
     if not born:
         return "warning" if share >= DEAD_OF_SITE + one else "note"
