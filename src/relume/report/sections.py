@@ -99,8 +99,13 @@ def _units(report: Report, static: bool) -> str:
         content.append(
             fold(words.more_sites(len(folded), sum(h.ill for h in folded)), _maps(folded, len(shown)), "many")
         )
-    content.append(fold(words.as_table(len(every)), sites))
+    content += [_moments(report), fold(words.as_table(len(every)), sites)]
     return _section("units", "".join(content))
+
+
+def _moments(report: Report) -> str:
+    lines = "".join(f"<li>{t(line)}</li>" for line in words.timeline(report))
+    return f"<h3>{t(words.TIMELINE)}</h3><ul>{lines}</ul>" if lines else ""
 
 
 def _maps(shown: Sequence[SiteHistory], first: int) -> str:

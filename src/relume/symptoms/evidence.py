@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from relume.activations import ACTIVATIONS
 from relume.recording import Reading, Recording, Site, SiteReading
-from relume.symptoms.record import FEWEST_LOSSES, LEARNT, UNLEARNT, Severity
+from relume.symptoms.record import FEWEST_LOSSES, LEARNT, SATURATED_SAMPLES, UNLEARNT, Severity
 
 
 def sound(recording: Recording) -> Iterator[Reading]:
@@ -36,6 +37,14 @@ def trailing(holds: NDArray[np.bool_], readings: list[SiteReading]) -> tuple[NDA
     length = np.where(broken.any(axis=0), broken.argmax(axis=0), len(holds))
     seen = np.concatenate([[0.0], np.cumsum([float(r.samples) for r in reversed(readings)])])
     return len(holds) - length, seen[length]
+
+
+def flat_level(site: Site) -> float | None:
+    """Share of flat samples from which a unit of this site is saturated; None where that is no illness."""
+    row = ACTIVATIONS[site.activation]
+    if not row.saturates or site.output:
+        return None
+    return 1.0 if any(tail.slope != 0 for tail in row.tails(**site.parameters)) else SATURATED_SAMPLES
 
 
 def from_birth(recording: Recording, steps: NDArray[np.int64]) -> bool:
@@ -75,12 +84,16 @@ def falls(losses: NDArray[np.float64]) -> bool:
     return slope < -2 * error
 
 
-def usual_update(recording: Recording) -> float:
-    """Share of their own size by which a step moves the weights, the median over layers and readings; 0 if unknown."""
+def usual_update(recording: Recording, weight: str = "") -> float:
+    """Share of their own size by which a step moves the weights, the median over layers and readings; 0 if unknown.
+
+    Given the name of one weight, that of this one alone.
+    """
     moved = [
         w.update / w.norm
         for reading in recording.readings
         for name, w in reading.weights.items()
+        if not weight or name == weight
         if w.update is not None and w.norm > 0 and (start := recording.initial.get(name)) and start.fan_in > 1
     ]
     return float(np.median(moved)) if moved else 0.0

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from relume.activations import ACTIVATIONS
 from relume.recording import Recording, Site
-from relume.symptoms.evidence import by_progress, from_birth, trailing, unit_sites
+from relume.symptoms.evidence import by_progress, flat_level, from_birth, trailing, unit_sites
 from relume.symptoms.record import (
     BORN_EXCESS,
     CLOSED_SITE,
@@ -18,7 +18,6 @@ from relume.symptoms.record import (
     DEAD_OF_SITE,
     ENOUGH_SAMPLES,
     MOSTLY_CONSTANT,
-    SATURATED_SAMPLES,
     Severity,
     Symptom,
     at_least,
@@ -126,13 +125,12 @@ def find_saturated(recording: Recording) -> Iterator[Symptom]:
     when the task is solved.
     """
     for site, steps, readings in unit_sites(recording):
-        row = ACTIVATIONS[site.activation]
-        if not row.saturates or site.output:
+        level = flat_level(site)
+        if level is None:
             continue
-        one_sided = any(tail.slope != 0 for tail in row.tails(**site.parameters))
         flat = np.array([r.flat_share for r in readings])
         silent = np.array([r.silent for r in readings])
-        start, samples = trailing(flat >= (1.0 if one_sided else SATURATED_SAMPLES), readings)
+        start, samples = trailing(flat >= level, readings)
         dead, _ = trailing(silent, readings)
         lost = (samples >= ENOUGH_SAMPLES) & (start < len(readings)) & (dead >= len(readings))
         if not lost.any():
