@@ -2,9 +2,9 @@
 
 A death lies between two readings: the last one in which the unit fired, and the first of those in which it is silent.
 What holds to the end is judged as `symptoms.find_dead` and `symptoms.find_saturated` judge it, so that both name the
-same units. What came and went again needs more: a unit that fires on 0.5 % of its samples is silent on a thousand of them once in 150
-times, and there are many units and many thousands. So a silence that ended counts only where what was seen before and
-after it says that it was no chance (`CHANCE`).
+same units. What came and went again needs more: a unit that fires on 0.5 % of its samples is silent on a thousand of
+them once in 150 times, and there are many units and many thousands. So a silence that ended counts only where what was
+seen before and after it says that it was no chance (`CHANCE`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relume.recording import Reading, Recording, Site
-from relume.symptoms.evidence import flat_level, from_birth, sound, trailing, unit_sites, usual_update
-from relume.symptoms.record import ENOUGH_SAMPLES
+from relume.symptoms.evidence import flat_level, from_birth, sound, trailing, unit_sites
+from relume.symptoms.record import ENOUGH_SAMPLES, FEWEST_READINGS
 
 Kind = Literal["alive", "born_dead", "died", "flickering", "revived", "saturated"]
 
@@ -42,9 +42,9 @@ class UnitHistory:
     loss_before: float | None = None  # at the step `before`
     loss: float | None = None  # the greatest after that, up to `since`
     learning_rate: float | None = None  # at the step `before`
-    update_ratio: float | None = None  # share of their size by which a step from `before` on moved the layer's weights
+    update_ratio: float | None = None  # share of its size by which a step from `before` on moved the layer
     update_step: int | None = None  # that step, the largest that was read: what was not read may have been larger
-    usual_ratio: float | None = None  # the same of this layer's other steps, their median over the run
+    usual_ratio: float | None = None  # median of that share over the steps read before; of all, where these are few
 
     @property
     def dead_at_end(self) -> bool:
@@ -102,7 +102,7 @@ def timeline(recording: Recording) -> tuple[UnitHistory, ...]:
                     dead=(*dead, (moment.since, None)) if ends_dead[unit] else tuple(dead),
                     samples=seen,
                     loss_before=moment.loss_before, loss=moment.loss, learning_rate=moment.learning_rate,
-                    update_ratio=moment.update_ratio, update_step=moment.update_step, usual_ratio=at.usual,
+                    update_ratio=moment.update_ratio, update_step=moment.update_step, usual_ratio=moment.usual_ratio,
                 )
             )  # fmt: skip
     return tuple(found)
@@ -167,15 +167,17 @@ class _Moment(NamedTuple):
     learning_rate: float | None
     update_ratio: float | None
     update_step: int | None
+    usual_ratio: float | None
 
 
 class _Moments:
     """What happened between one site's readings; many units die between the same two."""
 
     def __init__(self, recording: Recording, site: Site, steps: Sequence[int] | NDArray[np.int64]) -> None:
-        self.usual = usual_update(recording, site.weight) or None if site.weight else None
         self.reading = cache(self._reading)
-        self._recording, self._weight = recording, site.weight
+        self._recording = recording
+        self._layer = [name for name in (site.weight, site.bias) if name]
+        self._moved = [(ratio, r.step) for r in recording.readings if (ratio := self._ratio(r)) is not None]
         self._steps = [int(step) for step in steps]
 
     def _reading(self, index: int) -> _Moment:
@@ -183,8 +185,11 @@ class _Moments:
         since, before = self._steps[index], self._steps[index - 1] if index else None
         start = since if before is None else before
         within = [r for r in self._recording.readings if start <= r.step < max(since, start + 1)]
-        moved = [(ratio, r.step) for r in within if (ratio := self._ratio(r)) is not None]
-        ratio, step = max(moved) if moved and before is not None else (None, None)
+        moved = [(ratio, step) for ratio, step in self._moved if start <= step < since]
+        ratio, step = max(moved, default=(None, None))
+        # After a step that killed units the layer may be another size, or get no gradient: that is not the usual.
+        earlier = [ratio for ratio, step in self._moved if step < start]
+        usual = earlier if len(earlier) >= FEWEST_READINGS else [ratio for ratio, _ in self._moved]
         losses = [self._loss(s) for s in range(since if before is None else before + 1, since + 1)]
         return _Moment(
             since=since,
@@ -194,13 +199,15 @@ class _Moments:
             learning_rate=next((r.learning_rate for r in within if r.learning_rate is not None), None),
             update_ratio=ratio,
             update_step=step,
+            usual_ratio=float(np.median(usual)) if usual else None,
         )
 
     def _ratio(self, reading: Reading) -> float | None:
-        weight = reading.weights.get(self._weight)
-        if weight is None or weight.update is None or not weight.norm > 0 or not math.isfinite(weight.update):
-            return None
-        return weight.update / weight.norm
+        """Share of their own size by which the step moved the layer's weights and biases together."""
+        read = [w for name in self._layer if (w := reading.weights.get(name)) is not None and w.update is not None]
+        norm = math.hypot(*(w.norm for w in read))
+        update = math.hypot(*(w.update for w in read if w.update is not None))
+        return update / norm if norm > 0 and math.isfinite(update / norm) else None
 
     def _loss(self, step: int) -> float | None:
         losses = self._recording.losses

@@ -225,7 +225,7 @@ def _meanwhile(unit: UnitHistory) -> str:
         parts.append(f"learning rate {number(unit.learning_rate)}")
     if unit.update_ratio is not None:
         usual = f" (usual {number(unit.usual_ratio)})" if unit.usual_ratio is not None else ""
-        parts.append(f"step {unit.update_step:,} moved the weights by {number(unit.update_ratio)} of their size{usual}")
+        parts.append(f"step {unit.update_step:,} moved the layer by {number(unit.update_ratio)} of its size{usual}")
     return f": {', '.join(parts)}" if parts else ""
 
 

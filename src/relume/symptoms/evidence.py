@@ -84,16 +84,12 @@ def falls(losses: NDArray[np.float64]) -> bool:
     return slope < -2 * error
 
 
-def usual_update(recording: Recording, weight: str = "") -> float:
-    """Share of their own size by which a step moves the weights, the median over layers and readings; 0 if unknown.
-
-    Given the name of one weight, that of this one alone.
-    """
+def usual_update(recording: Recording) -> float:
+    """Share of their own size by which a step moves the weights, the median over layers and readings; 0 if unknown."""
     moved = [
         w.update / w.norm
         for reading in recording.readings
         for name, w in reading.weights.items()
-        if not weight or name == weight
         if w.update is not None and w.norm > 0 and (start := recording.initial.get(name)) and start.fan_in > 1
     ]
     return float(np.median(moved)) if moved else 0.0
