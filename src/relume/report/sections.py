@@ -105,7 +105,7 @@ def _units(report: Report, static: bool) -> str:
 
 def _moments(report: Report) -> str:
     lines = "".join(f"<li>{t(line)}</li>" for line in words.timeline(report))
-    return f"<h3>{t(words.TIMELINE)}</h3><ul>{lines}</ul>" if lines else ""
+    return f'<div class="moments"><h3>{t(words.TIMELINE)}</h3><ul>{lines}</ul></div>' if lines else ""
 
 
 def _maps(shown: Sequence[SiteHistory], first: int) -> str:
