@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -88,11 +89,10 @@ def histories(report: Report) -> tuple[SiteHistory, ...]:
     """Every site's history, in the order of the forward pass."""
     found = {id(s): s for s in (*report.symptoms, *(s for d in report.diagnoses for s in d.symptoms))}.values()
     sites = sorted(report.recording.sites, key=lambda site: site.order)
-    lives = report.timeline
-    return tuple(
-        _history(report, site, [s for s in found if s.site == site.name], [u for u in lives if u.site == site.name])
-        for site in sites
-    )
+    lives: defaultdict[str, list[UnitHistory]] = defaultdict(list)
+    for unit in report.timeline:
+        lives[unit.site].append(unit)
+    return tuple(_history(report, site, [s for s in found if s.site == site.name], lives[site.name]) for site in sites)
 
 
 def _bounded(name: str) -> bool:

@@ -178,7 +178,7 @@ def place(symptom: Symptom, label: str, units: int) -> str:
 # What happened when units died --------------------------------------------------------------------------------------
 
 TIMELINE = "Timeline"
-MOMENTS = 5  # at which units died that are told one by one; of more, the rest is counted
+MOMENTS = 3  # at which units died that are told one by one; of more, the rest is counted
 
 
 def timeline(report: Report) -> list[str]:
@@ -194,7 +194,7 @@ def timeline(report: Report) -> list[str]:
     if rest := groups[MOMENTS:]:
         steps = [group[0].since for group in rest if group[0].since is not None]
         amount = sum(len(group) for group in rest)
-        lines.append(f"{amount:,} more died at {count(len(rest), 'other time')}, the last by step {max(steps):,}")
+        lines.append(f"{amount:,} more died in {count(len(rest), 'smaller group')}, the last by step {max(steps):,}")
     for kind, told in (("revived", "were dead and fire again"), ("flickering", "flicker: dead, firing, dead again")):
         places = Counter(names[unit.site] for unit in units if unit.kind == kind)
         if places:
@@ -219,8 +219,8 @@ def _meanwhile(unit: UnitHistory) -> str:
     """Loss, learning rate and size of the step, those that are known: ": loss 3.1 -> 9.8, learning rate 0.5"."""
     parts = []
     if unit.loss is not None:
-        before = f"{number(unit.loss_before)} -> " if unit.loss_before is not None else ""
-        parts.append(f"loss {before}{number(unit.loss)}")
+        known = [number(loss) for loss in (unit.loss_before, unit.loss) if loss is not None]
+        parts.append(f"loss {' -> '.join(dict.fromkeys(known))}")
     if unit.learning_rate is not None:
         parts.append(f"learning rate {number(unit.learning_rate)}")
     if unit.update_ratio is not None:
