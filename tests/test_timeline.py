@@ -313,3 +313,23 @@ def test_the_map_shows_a_silence_that_ended() -> None:
     dead = history.steps[history.states[:, 0] == DEAD]
     assert (dead.min(), dead.max()) == (56, 175)
     assert (history.revived, history.flickering, history.dead) == (1, 1, 23)
+
+
+def test_the_dead_units_of_a_healthy_network_are_no_news() -> None:
+    """Where dead units are only a note, the report has no timeline; the numbers have it all the same."""
+    fires = np.full((40, 40), 30)
+    fires[20:, 0] = 0
+    report = Report.of(recorded(fires, 64))
+    assert report.healthy and any(s.kind == "dead" for s in report.symptoms)
+    assert told(report) == [] and report.timeline[0].kind == "died"
+
+
+def test_a_loss_that_leapt_between_two_readings_stands_beside_the_death() -> None:
+    """Every step's loss is known: the greatest between the two readings counts, not that of the later one."""
+    fires = np.full((60, 1), 30)
+    fires[30:] = 0
+    recording = recorded(fires, 64, steps=list(range(0, 300, 5)))
+    losses = [1.0] * 296
+    losses[145], losses[147], losses[150], losses[151] = 2.0, 9.5, 1.5, 80.0
+    (history,) = timeline(replace(recording, losses=tuple(losses)))
+    assert (history.before, history.since, history.loss_before, history.loss) == (145, 150, 2.0, 9.5)
