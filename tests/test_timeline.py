@@ -40,7 +40,7 @@ STEP, REVIVAL, AGAIN, STEPS = 50, 180, 310, 450  # far enough apart for a thousa
 RATE = 0.05
 
 
-def run(every: int = 1, size: int = 64, kill: bool = True) -> tuple[Recording, float]:
+def run(every: int = 1, size: int = 64, kill: bool = True, sparse: float = 0.0) -> tuple[Recording, float]:
     """A run read at each `every`-th step, and by what share of its size step 50 moved the layer."""
     torch.manual_seed(0)
     layer = nn.Linear(32, 32)
@@ -49,6 +49,9 @@ def run(every: int = 1, size: int = 64, kill: bool = True) -> tuple[Recording, f
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(2048, 16, generator=rng)
+    if sparse:  # each unit of the layer starts by firing on that share of the data
+        with torch.no_grad():
+            layer.bias -= model[:3](x).quantile(1 - sparse, dim=0)
     y = x[:, :4].argmax(1)
     recorder = Recorder(model, optimizer)
     moved = 0.0
@@ -134,6 +137,17 @@ def test_the_untouched_twin_lives_throughout() -> None:
     recording, _ = run(kill=False)
     assert Counter(history.kind for history in timeline(recording)) == {"alive": 64}
     assert told(Report.of(recording)) == []
+
+
+@pytest.mark.parametrize("size", [8, 64, 2048])
+@pytest.mark.parametrize("rate", [0.02, 0.005])
+def test_a_trained_network_of_sparse_units_has_none_that_come_and_go(rate: float, size: int) -> None:
+    """Units that fire on 2 % or 0.5 % of the samples are silent in most batches, and never flicker or revive."""
+    recording, _ = run(every=2, size=size, kill=False, sparse=rate)
+    _, reads = recording.of_site("3")
+    silent = np.mean([read.silent for read in reads])
+    assert silent > 0.5 if size == 8 else silent > 0.02 if size == 64 else silent < 0.5
+    assert not {history.kind for history in timeline(recording)} & {"flickering", "revived"}
 
 
 # Recordings made by hand ----------------------------------------------------------------------------------------------
