@@ -92,7 +92,8 @@ def _units(report: Report, static: bool) -> str:
     every = histories(report)
     sites = _site_table(every)
     if static:
-        return _section("units", sites if len(every) <= 8 else fold(words.as_table(len(every)), sites))
+        rows = sites if len(every) <= 8 else fold(words.as_table(len(every)), sites)
+        return _section("units", _moments(report) + rows)
     shown, folded = arranged(every)
     content = [f"<p>{t(words.MAP_INTRO)}</p>", _legend(report, every), _maps(shown, 0)]
     if folded:
