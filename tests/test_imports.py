@@ -19,6 +19,7 @@ ORDER = (
     "recording",
     "journal",
     "symptoms",
+    "timeline",
     "suspicions",
     "diagnosis",
     "verdicts",

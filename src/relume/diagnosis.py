@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from relume.activations import ACTIVATIONS
-from relume.recording import Recording
+from relume.recording import Recording, layer_name
 from relume.suspicions import CERTAIN, PLAIN, Cause, number, suspicions
 from relume.symptoms import GRADIENT_RATIO, ORDERS, SEVERITIES, Kind, Severity, Symptom, burden, gravest
+from relume.timeline import timeline, together
 
 MENDED = 0.5  # a change names the cause when it takes away at least half of the burden
 SPECIFIC = (
     0.25  # a cause seen in the numbers themselves may mend that much less than a lower learning rate, which helps
 )
 # against everything, and still come first
+UNUSUAL_STEP = 10  # times the usual share of its size that a step moves a layer: an order of magnitude
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +241,7 @@ def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: 
         if not experiments or likeliest.strength >= PLAIN:
             cause = likeliest.cause  # plain in the numbers, though no replay took it away
     because += [s.because for s in found if s.cause == cause]
+    because += _at_death(recording, complaint)
     if control is not None:
         because += _in_words(control, experiments, cause, measure_of(complaint))
         if cause == "unknown":
@@ -256,6 +259,24 @@ def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: 
         remedies=_remedies(recording, cause),
         experiments=experiments,
     )
+
+
+def _at_death(recording: Recording, complaint: tuple[Symptom, ...]) -> list[str]:
+    """What happened when the most units died at once, where that step was out of the ordinary."""
+    sites = {s.site for s in complaint if s.kind == "dead" and not s.born}
+    group = next(iter(together(unit for unit in timeline(recording) if unit.site in sites)), ()) if sites else ()
+    if not group:
+        return []
+    unit, units = group[0], "1 unit" if len(group) == 1 else f"{len(group)} units"
+    ratio, usual, old, new = unit.update_ratio, unit.usual_ratio, unit.loss_before, unit.loss
+    if ratio is None or not usual or ratio < UNUSUAL_STEP * usual:
+        return []
+    loss = f", and the loss went from {number(old)} to {number(new)}" if old is not None and new is not None else ""
+    return [
+        f"{units} of {layer_name(recording.site(unit.site).layer)} died between steps {unit.before} and {unit.since}: "
+        f"step {unit.update_step} moved the layer by {number(ratio)} of its size, {number(ratio / usual)} times the "
+        f"usual{loss}."
+    ]
 
 
 def _remedies(recording: Recording, cause: Cause) -> tuple[str, ...]:

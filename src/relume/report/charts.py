@@ -63,7 +63,8 @@ def unit_map(history: SiteHistory, recording: Recording, rows: int | None = None
     columns = _evenly(len(history.steps), COLUMNS)
     died = np.where(history.died == NEVER, np.iinfo(np.int64).max, history.died)
     liveliness = (history.states == SPARSE).sum(axis=0) + 2 * (history.states > SPARSE).sum(axis=0)
-    order = np.lexsort((-liveliness, died))
+    alive = (history.states != DEAD).all(axis=0)  # those that were dead for a while stand between the dead and these
+    order = np.lexsort((-liveliness, alive, died))
     units = order[_evenly(site.units, rows)]
     states = history.states[np.ix_(columns, units)].T
     coded: list[list[Any]] = []

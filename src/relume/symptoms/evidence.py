@@ -8,8 +8,19 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from relume.activations import ACTIVATIONS
 from relume.recording import Reading, Recording, Site, SiteReading
-from relume.symptoms.record import FEWEST_BLOCKS, FEWEST_LOSSES, LEARNT, SMOOTHED, UNLEARNT, Severity
+from relume.symptoms.record import (
+    CLOSED_SAMPLES,
+    ENOUGH_SAMPLES,
+    FEWEST_BLOCKS,
+    FEWEST_LOSSES,
+    LEARNT,
+    SATURATED_SAMPLES,
+    SMOOTHED,
+    UNLEARNT,
+    Severity,
+)
 
 
 def sound(recording: Recording) -> Iterator[Reading]:
@@ -36,6 +47,19 @@ def trailing(holds: NDArray[np.bool_], readings: list[SiteReading]) -> tuple[NDA
     length = np.where(broken.any(axis=0), broken.argmax(axis=0), len(holds))
     seen = np.concatenate([[0.0], np.cumsum([float(r.samples) for r in reversed(readings)])])
     return len(holds) - length, seen[length]
+
+
+def flat_level(site: Site) -> float | None:
+    """Share of flat samples from which a unit of this site is saturated; None where that is no illness."""
+    row = ACTIVATIONS[site.activation]
+    if not row.saturates or site.output:
+        return None
+    return 1.0 if any(tail.slope != 0 for tail in row.tails(**site.parameters)) else SATURATED_SAMPLES
+
+
+def enough(samples: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Units seen to be so on enough samples; where all of a site are, together they need fewer."""
+    return samples >= (CLOSED_SAMPLES if samples.min(initial=0) >= CLOSED_SAMPLES else ENOUGH_SAMPLES)
 
 
 def from_birth(recording: Recording, steps: NDArray[np.int64]) -> bool:

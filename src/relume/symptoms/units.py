@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from relume.activations import ACTIVATIONS
 from relume.recording import Recording, Site, SiteReading
-from relume.symptoms.evidence import by_progress, from_birth, trailing, unit_sites
+from relume.symptoms.evidence import by_progress, enough, flat_level, from_birth, trailing, unit_sites
 from relume.symptoms.record import (
     BORN_EXCESS,
     CLOSED_SAMPLES,
@@ -21,7 +21,6 @@ from relume.symptoms.record import (
     ENOUGH_SAMPLES,
     MOSTLY_CONSTANT,
     PULLED,
-    SATURATED_SAMPLES,
     Severity,
     Symptom,
     at_least,
@@ -37,7 +36,7 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
         total += site.units if ACTIVATIONS[site.activation].can_die else 0
         silent = np.array([r.silent for r in readings])
         start, samples = trailing(silent, readings)
-        dead = _enough(samples) & (start < len(readings))
+        dead = enough(samples) & (start < len(readings))
         expected = _expected_share(recording, site, samples)
         born = dead & (start == 0) & from_birth(recording, steps)
         counted += int((dead & ~born).sum())
@@ -81,11 +80,6 @@ def _doubted(symptom: Symptom) -> Symptom:
     if symptom.severity == "note" or symptom.born or symptom.share >= CLOSED_SITE:
         return symptom
     return replace(symptom, severity="note", at_worst=symptom.severity)
-
-
-def _enough(samples: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Units seen to be so on enough samples; where all of a site are, together they need fewer."""
-    return samples >= (CLOSED_SAMPLES if samples.min(initial=0) >= CLOSED_SAMPLES else ENOUGH_SAMPLES)
 
 
 def _pulled(dead: NDArray[np.bool_], readings: list[SiteReading]) -> bool:
@@ -151,15 +145,14 @@ def find_saturated(recording: Recording) -> Iterator[Symptom]:
     when the task is solved.
     """
     for site, steps, readings in unit_sites(recording):
-        row = ACTIVATIONS[site.activation]
-        if not row.saturates or site.output:
+        level = flat_level(site)
+        if level is None:
             continue
-        one_sided = any(tail.slope != 0 for tail in row.tails(**site.parameters))
         flat = np.array([r.flat_share for r in readings])
         silent = np.array([r.silent for r in readings])
-        start, samples = trailing(flat >= (1.0 if one_sided else SATURATED_SAMPLES), readings)
+        start, samples = trailing(flat >= level, readings)
         dead, _ = trailing(silent, readings)
-        lost = _enough(samples) & (start < len(readings)) & (dead >= len(readings))
+        lost = enough(samples) & (start < len(readings)) & (dead >= len(readings))
         if not lost.any():
             continue
         share = float(lost.mean())
