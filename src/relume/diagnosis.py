@@ -314,6 +314,7 @@ def _note(recording: Recording, notes: tuple[Symptom, ...], *, alone: bool) -> D
         total = sum(site.units for site in recording.sites if ACTIVATIONS[site.activation].can_die)
         judged = "few enough for a network of this kind to learn all the same" if alone else "by themselves no illness"
         because.append(f"{units} of {total} units are dead: {judged}.")
+        because += _at_death(recording, tuple(s for s in dead if s.at_worst is not None))
     saturated = [s for s in notes if s.kind == "saturated"]
     if saturated:
         because.append(f"{sum(len(s.units) for s in saturated)} units are saturated, fewer than half at each site.")

@@ -186,7 +186,8 @@ def timeline(report: Report) -> list[str]:
 
     Nothing where no dead units are found that matter: those of a healthy network are no news.
     """
-    if not any(s.kind == "dead" for d in report.diagnoses if d.severity != "note" for s in d.symptoms):
+    told = [s for d in report.diagnoses for s in d.symptoms if d.severity != "note" or s.at_worst is not None]
+    if not any(s.kind == "dead" for s in told):
         return []
     names, units = labels(report.recording), report.timeline
     groups = together(units)

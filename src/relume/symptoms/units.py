@@ -14,11 +14,9 @@ from relume.recording import Recording, Site, SiteReading
 from relume.symptoms.evidence import by_progress, enough, flat_level, from_birth, trailing, unit_sites
 from relume.symptoms.record import (
     BORN_EXCESS,
-    CLOSED_SAMPLES,
     CLOSED_SITE,
     DEAD_OF_NETWORK,
     DEAD_OF_SITE,
-    ENOUGH_SAMPLES,
     MOSTLY_CONSTANT,
     PULLED,
     Severity,
