@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from benchmarks.illness.cases import Spec, fed, training, well
 from benchmarks.illness.tasks import floor
 from relume.activations import activations
+from relume.errors import DataError
 from relume.nn import resolve
 from relume.training import Stream, build, score, train
 
@@ -51,7 +52,9 @@ def untouched(spec: Spec) -> Spec:
     base = well(spec.seed)
     return replace(
         base, task=spec.task, loss=spec.loss, activation="relu", kind="cnn" if spec.kind == "cnn" else "mlp",
-        depth=min(base.depth, 3), width=max(base.width, 32), dropout=0.0, init="he",
+        depth=min(base.depth, 3), width=max(base.width, 32), dropout=0.0, init="he", steps=spec.steps, schedule="",
+        clip=0.0, weight_decay=0.0, target_scale=1.0, target_shift=0.0, fitted_output=False,
+        smoothing=base.smoothing if spec.loss == "cross_entropy" else 0.0,
     )  # fmt: skip
 
 
@@ -59,7 +62,10 @@ def _trained(spec: Spec) -> tuple[float | None, nn.Module]:
     """The very run that `relume.diagnose` watches with the same seed, and its score; None where it diverges."""
     run = training(spec)
     model, optimizer = build(run, spec.seed)
-    train(run, model, optimizer, Stream(run.batches, spec.seed), spec.steps)
+    try:
+        train(run, model, optimizer, Stream(run.batches, spec.seed), spec.steps)
+    except DataError:  # a NaN in the data: the weights are NaN by now
+        return None, model
     return score(run, model), model
 
 
