@@ -111,7 +111,7 @@ def ill(seed: int) -> Spec:
     )  # fmt: skip
     if plain.target_shift:
         plain = replace(plain, target_scale=1.0, target_shift=0.0, fitted_output=False, learning_rate=2e-3)
-    planted = _pick(rng, sorted(ANSWERS))
+    planted = sorted(ANSWERS)[seed // 2 % len(ANSWERS)]  # in turn: each comes as often as the others in either half
     factor = _between(rng, 3, 30)
     return replace(_PLANT[planted](plain, factor, rng), planted=planted)
 

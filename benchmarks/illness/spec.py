@@ -38,7 +38,7 @@ class Spec:
     bias_layers: int = 0  # the first so many hidden layers; 0: all
     input_scale: float = 1.0
     input_shift: float = 0.0
-    feature_scale: float = 1.0  # of the first feature alone
+    feature_scale: float = 1.0  # of one feature alone
     target_scale: float = 1.0
     target_shift: float = 0.0
     relu_on_output: bool = False

@@ -31,6 +31,11 @@ class Task:
         return self.x.shape[1]
 
 
+def _bce(p: Tensor, y: Tensor) -> Tensor:
+    """NaN of NaN, where torch raises: a run that diverges shall show it, not crash."""
+    return nn.functional.binary_cross_entropy(p, y) if bool(torch.isfinite(p).all()) else (p * torch.nan).mean()
+
+
 # A head is what stands behind the last layer, and the loss of (output, target).
 HEADS: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor, Tensor], Tensor]]] = {
     "cross_entropy": (nn.Identity, nn.functional.cross_entropy),
@@ -40,7 +45,7 @@ HEADS: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor, Tensor], Tenso
         lambda p, y: nn.functional.mse_loss(p, nn.functional.one_hot(y, p.shape[-1]).to(p)),
     ),
     "bce_logits": (nn.Identity, nn.functional.binary_cross_entropy_with_logits),
-    "bce": (nn.Sigmoid, nn.functional.binary_cross_entropy),
+    "bce": (nn.Sigmoid, _bce),
     "mse_on_sigmoid": (nn.Sigmoid, nn.functional.mse_loss),
     "mse": (nn.Identity, nn.functional.mse_loss),
     "huber": (nn.Identity, nn.functional.huber_loss),

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.illness.cases import Spec, fed, training, well
+from benchmarks.illness.cases import fed, training, well
+from benchmarks.illness.spec import Spec
 from benchmarks.illness.tasks import floor
 from relume.activations import activations
 from relume.errors import DataError
@@ -37,7 +38,7 @@ def measure(spec: Spec) -> Truth:
     score, model = _trained(spec)
     data = fed(spec)
     base = floor(spec.loss, data.y_held)
-    dead, gradients = _dead(model, data.x), _gradients(spec, model)
+    dead, gradients = closed_shares(model, data.x), _gradients(spec, model)
     reached = score is not None and score - base > LEARNT * (1 - base)
     if not spec.planted:
         return Truth(score=score, floor=base, dead=dead, gradients=gradients, well=reached, ill=False)
@@ -69,17 +70,21 @@ def _trained(spec: Spec) -> tuple[float | None, nn.Module]:
     return score(run, model), model
 
 
-def _dead(model: nn.Module, x: Tensor) -> tuple[float, ...]:
+def closed_shares(model: nn.Module, x: Tensor) -> tuple[float, ...]:
+    """Share of each hidden layer's units whose output is 0 for every one of these samples, in eval mode."""
     functions = tuple({resolve(row.module) for row in activations()} - {nn.Identity})
     shares: list[float] = []
 
     def look(module: nn.Module, args: Any, output: Tensor) -> None:
-        units = output.detach().transpose(0, 1).flatten(1)
+        axis = 1 if isinstance(output, Tensor) and output.dim() == 4 else -1  # channels of images, else features
+        units = output.detach().transpose(0, axis).flatten(1)
         shares.append(float((units == 0).all(1).float().mean()))
 
     hooks = [m.register_forward_hook(look) for m in model.modules() if isinstance(m, functions)]
+    training = model.training
     with torch.no_grad():
-        model(x)
+        model.eval()(x)
+    model.train(training)
     for hook in hooks:
         hook.remove()
     return tuple(shares)
