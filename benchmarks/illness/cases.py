@@ -97,7 +97,7 @@ def _weight_decay(optimizer: str, rng: np.random.Generator) -> float:
     return _pick(rng, (0.01, 0.05)) if optimizer == "adamw" else _pick(rng, (1e-5, 1e-4))
 
 
-# --- what can be planted ------------------------------------------------------------------------------------------------
+# --- what can be planted ----------------------------------------------------------------------------------------------
 
 
 def ill(seed: int) -> Spec:
@@ -140,7 +140,7 @@ def _cut(spec: Spec, factor: float, rng: np.random.Generator) -> Spec:
 
 
 def _decayed(spec: Spec, factor: float, rng: np.random.Generator) -> Spec:
-    """Weight decay that wins against the loss: added to the gradient, so that Adam and RMSprop do not see it as such."""
+    """Weight decay that wins against the loss."""
     return replace(
         _relu(spec), optimizer="momentum", learning_rate=USUAL_RATES["momentum"], weight_decay=0.1 * factor,
         steps=max(400, spec.steps), depth=max(2, spec.depth),

@@ -36,9 +36,9 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for index in torch.randperm(len(self.x)).split(self.size):
             if len(index) == self.size:
-                spoilt = self.corrupt if self.drawn == self.corrupt_at else 1.0
+                x = self.x[index]
+                yield x * self.corrupt if self.drawn == self.corrupt_at else x, self.y[index]
                 self.drawn += 1
-                yield self.x[index] * spoilt, self.y[index]
 
 
 def fed(spec: Spec) -> Task:
