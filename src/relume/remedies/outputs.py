@@ -14,32 +14,17 @@ from relume.remedies.record import Edit, Network, nothing_fits, wiring_of
 from relume.wiring import outputs
 
 
-class TargetUnits(nn.Module):
-    """Gives outputs in units of one standard deviation back in the units of the targets.
+def in_target_units(module: Any, args: Any, output: Tensor) -> Tensor:
+    """Forward hook of a network that learns standardised targets: gives its outputs back in the targets' units.
 
     The gradient that comes back is divided by the variance. For the squared error that makes it the very gradient of
     standardised targets, so that the training's own learning rate fits, whatever the units.
     """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-
-    def forward(self, output: Tensor) -> Tensor:
-        result = self.mean + self.std * output
-        if result.requires_grad:
-            variance = self.std.square()
-            result.register_hook(lambda gradient: gradient / variance)
-        return result
-
-
-def in_target_units(module: Any, args: Any, output: Tensor) -> Tensor:
-    """Forward hook of a network that has a `target_units` module: its output goes through that last."""
-    return module.target_units(output)
+    result = module.target_mean + module.target_std * output
+    if result.requires_grad:
+        variance = module.target_std.square()
+        result.register_hook(lambda gradient: gradient / variance)
+    return result
 
 
 def scale_targets(network: Network) -> Edit:
@@ -55,7 +40,7 @@ def scale_targets(network: Network) -> Edit:
             "scale_targets changes every output, and this network is partly trained: what it learned would be lost.\n"
             "Train from the start: treat(..., trained=False)."
         )
-    if hasattr(model, "target_units"):
+    if hasattr(model, "target_std"):
         raise RemedyError("scale_targets was applied before.\nThe network answers in the targets' units already.")
     shapes = {tuple(output.shape[1:]) for output in outputs(model, network.batches or (network.example,))}
     numbers = all(isinstance(y, Tensor) and y.is_floating_point() and y.dim() for y in network.targets)
@@ -73,7 +58,9 @@ def scale_targets(network: Network) -> Edit:
             "Targets in units of their own are what it is for."
         )
     like = next(model.parameters())
-    model.target_units = TargetUnits(mean.to(like), std.to(like))
+    # buffers of the network itself: a further module in an nn.Sequential would be run as one of its layers
+    model.register_buffer("target_mean", mean.to(like))
+    model.register_buffer("target_std", std.to(like))
     model.register_forward_hook(in_target_units)
     low, high = float(std.min()), float(std.max())
     spread = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
