@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks.illness import cases, truth
-from benchmarks.illness.delay import follow, moments, watched
+from benchmarks.illness.delay import AFTER_NAN, Course, course, follow, moments, watched
 from benchmarks.illness.networks import network
 from benchmarks.illness.runs import Batches, fed, pace, training
 from benchmarks.illness.spec import ANSWERS, Spec
@@ -151,18 +151,29 @@ def test_truth_tells_a_well_run_from_an_ill_one() -> None:
 def test_a_planted_step_is_told_after_it() -> None:
     """A run whose rate rises three hundredfold at step 100 is flagged soon after that, and not before."""
     spec = replace(PLAIN, planted="late_rate", planted_at=100, steps=250, rate_factor=1000.0)
-    course = follow(spec)
-    assert course.onset == 100
-    assert course.early is None
-    assert course.flagged is not None
-    assert 100 < course.flagged <= 250
+    found = follow(spec)
+    assert found.onset == 100
+    assert found.early is None
+    assert found.flagged is not None
+    assert 100 < found.flagged <= 250
     assert {102, 250} <= moments(spec)
+
+
+def test_flags_before_and_after_the_planting() -> None:
+    """A warning before the planted step is early, one after it is the answer; in a well run each is early."""
+    late = replace(PLAIN, planted="late_rate", planted_at=100, rate_factor=30.0)
+    assert course(late, [8, 102, 130], [], 9) == Course(onset=100, flagged=102, early=8, asked=9)
+    assert course(PLAIN, [8], [], 9) == Course(onset=None, flagged=None, early=8, asked=9)
+    ramp = replace(PLAIN, planted="rate_ramp", rate_ramp=300.0)
+    assert course(ramp, [50], [40, 50], 9) == Course(onset=40, flagged=50, early=None, asked=9)
 
 
 def test_nan_in_the_data_is_seen_in_a_loop_of_ones_own() -> None:
     """The watched loop goes on past a batch with NaN, and the report names it."""
     spec = replace(PLAIN, planted="nan_batch", planted_at=20, corrupt=math.nan)
-    report = watched(training(spec), 0)
+    steps: list[int] = []
+    report = watched(training(spec), 0, lambda step, *_: steps.append(step))
+    assert steps[-1] == 20 + AFTER_NAN
     assert "non_finite" in {s.kind for d in report.diagnoses for s in d.symptoms}
 
 
