@@ -121,7 +121,7 @@ def test_planted_inputs_targets_and_weights() -> None:
     assert not biases[1].any()
     fitted = replace(PLAIN, task="friedman", loss="mse", target_scale=20.0, target_shift=150.0, fitted_output=True)
     run = training(fitted)
-    output = build(run, 0)[0](fed(fitted).x)
+    output = build(run, 0)[0](fed(fitted).x).detach()
     assert float(output.mean()) == pytest.approx(150, abs=40)
 
 
