@@ -64,7 +64,7 @@ def moments(spec: Spec) -> set[int]:
 def follow(spec: Spec) -> Course:
     """Train under a watch, and compare when the harm begins with when it is told."""
     run, data, asked = training(spec), fed(spec), moments(spec)
-    way = 1 - floor(spec.loss, data.y_held)
+    way = data.best - floor(spec.loss, data.y_held)
     flags: list[int] = []
     harmed: list[int] = []
     best = -math.inf

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +25,7 @@ class Task:
     y_held: Tensor
     outputs: int
     losses: tuple[str, ...]
+    best: float = 1.0  # the score that can be reached, where the targets are far from determined by the inputs
 
     @property
     def features(self) -> int:
@@ -108,7 +109,8 @@ TASKS: dict[str, Callable[[], Task]] = {
     "imbalanced": lambda: _split(_classes(weights=[0.9, 0.06, 0.04], n_classes=3, class_sep=2.0), 3, CLASSES),
     "multilabel": lambda: _split(_labels(), 5, LABELS),
     "friedman": lambda: _split(datasets.make_friedman1(1200, noise=0.5, random_state=1), 1, NUMBERS),
-    "diabetes": lambda: _split(datasets.load_diabetes(return_X_y=True), 1, NUMBERS),
+    # a ridge regression explains that much of the patients held out
+    "diabetes": lambda: replace(_split(datasets.load_diabetes(return_X_y=True), 1, NUMBERS), best=0.55),
 }  # fmt: skip
 
 
