@@ -6,13 +6,14 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
+from relume.interventions import reach_of
 from relume.randomness import isolated_rng, one_thread
 from relume.recorder import Recorder
 from relume.recording import Recording
@@ -115,12 +116,13 @@ def carry_out(training: Training, steps: int, seed: int, treatment: Treatment | 
             with isolated_rng():
                 inputs, targets = zip(*to_device(batches, device_of(model)), strict=True)
                 model, optimizer, changes = treatment(model, optimizer, inputs, targets)
+        known = reach_of(model, to_device(batches, device_of(model)), training.loss)
         watch = SteadyWatch(model, optimizer, steps)
         started = time.perf_counter()
         losses = train(training, model, optimizer, stream, steps, watch=watch)
         seconds = time.perf_counter() - started
         value = score(training, model) if math.isfinite(losses[-1]) else None
-        recording = watch.recording()
+        recording = replace(watch.recording(), reach=known)
     return Trained(
         model=model,
         optimizer=optimizer,
@@ -142,6 +144,8 @@ def first_batches(stream: Stream, steps: int) -> list[tuple[Any, Any]]:
 def summarise(trained: Trained, arm: str, seed: int, engine: str) -> Run:
     """What a trial keeps of a trained network."""
     found = find(trained.recording)
+    # What is doubtful counts: beside the other arms it shows by itself whether it was an illness.
+    found = tuple(replace(s, severity=s.at_worst or s.severity, at_worst=None) for s in found)
     # Notes do not make a network ill. Dead and saturated units count all the same: an arm that slips below a threshold
     # must not look as if it had none.
     counted = tuple(s for s in found if s.severity != "note" or s.kind in ("dead", "saturated"))
