@@ -171,6 +171,8 @@ def test_parameters_that_no_optimizer_knew_are_trained():
     model[2].weight.requires_grad = False  # type: ignore[index, union-attr]  # a Sequential of Linear
     treated = treat(model, optimizer, "train_all", example_input=x)
     assert treated.optimizer is not None
+    driven = {id(p) for group in treated.optimizer.param_groups for p in group["params"]}
+    assert driven == {id(p) for p in treated.model.parameters() if p.requires_grad}
     before = copy.deepcopy(treated.model.state_dict())
     steps(treated.model, treated.optimizer, x, y, 2)
     moved = {name for name, value in treated.model.state_dict().items() if not torch.equal(value, before[name])}
