@@ -44,8 +44,9 @@ def prove(
 
     `batches` are inputs: a tuple is the model's arguments, a dict its keyword arguments. `dead` names units by site;
     without it, those that are silent on all of the batches. What a unit receives must be affine in what its layer
-    reads: `reasons` says where it is not. The bounds allow for the rounding of sums in any order (Higham 2002, Accuracy and
-    Stability of Numerical Algorithms, section 3.1); they do not speak of TF32 or of convolutions by Winograd's method.
+    reads: `reasons` says where it is not. The bounds allow for the rounding of sums in any order (Higham 2002,
+    Accuracy and Stability of Numerical Algorithms, section 3.1); they do not speak of TF32, nor of convolutions by
+    Winograd's method.
     Raises whatever the model itself raises.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
