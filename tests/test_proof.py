@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -56,39 +57,37 @@ def test_the_margin_is_the_distance_of_plane_geometry():
     assert found.samples == 4 and found.reasons == ()
 
 
-def networks() -> list[Any]:
-    """Networks whose first site has units closed on random inputs; the name of the site, and an input's shape."""
-    return [
-        pytest.param(nn.Sequential(nn.Linear(12, 40), nn.ReLU()), "1", (12,), id="linear"),
-        pytest.param(nn.Sequential(nn.Linear(12, 40), nn.BatchNorm1d(40), nn.ReLU()), "2", (12,), id="batch norm"),
-        pytest.param(nn.Sequential(nn.Conv2d(3, 40, 3, padding=1), nn.ReLU()), "1", (3, 6, 6), id="conv"),
-        pytest.param(
-            nn.Sequential(nn.Conv2d(4, 40, 3, padding="same", dilation=2, groups=2), nn.ReLU6()), "1", (4, 6, 6),
-            id="groups",
-        ),
-        pytest.param(
-            nn.Sequential(nn.Conv2d(3, 40, 3, padding=1, padding_mode="circular"), nn.BatchNorm2d(40), nn.ReLU()), "2",
-            (3, 5, 5), id="circular",
-        ),
-        pytest.param(nn.Sequential(nn.Conv1d(3, 40, 2, stride=2), nn.Hardtanh()), "1", (3, 8), id="conv1d"),
-        pytest.param(nn.Sequential(nn.Linear(12, 40), nn.Dropout(0.5), nn.Hardsigmoid()), "2", (12,), id="hardsigmoid"),
-    ]  # fmt: skip
+NETWORKS = [  # how to build one, its site, and the shape of an input
+    pytest.param(lambda: [nn.Linear(12, 40), nn.ReLU()], (12,), id="linear"),
+    pytest.param(lambda: [nn.Linear(12, 40), nn.BatchNorm1d(40), nn.ReLU()], (12,), id="batch norm"),
+    pytest.param(lambda: [nn.Conv2d(3, 40, 3, padding=1), nn.ReLU()], (3, 6, 6), id="conv"),
+    pytest.param(
+        lambda: [nn.Conv2d(4, 40, 3, padding="same", dilation=2, groups=2), nn.ReLU6()], (4, 6, 6), id="groups"
+    ),
+    pytest.param(
+        lambda: [nn.Conv2d(3, 40, 3, padding=1, padding_mode="circular"), nn.BatchNorm2d(40), nn.ReLU()], (3, 5, 5),
+        id="circular",
+    ),
+    pytest.param(lambda: [nn.Conv1d(3, 40, 2, stride=2), nn.Hardtanh()], (3, 8), id="conv1d"),
+    pytest.param(lambda: [nn.Linear(12, 40), nn.Dropout(0.5), nn.Hardsigmoid()], (12,), id="hardsigmoid"),
+]  # fmt: skip
+UNITS = range(40)
 
 
-def closed_in_part(model: nn.Sequential, seed: int) -> nn.Sequential:
+def closed_in_part(parts: list[nn.Module], scale: float) -> nn.Sequential:
     """Random biases of both signs, so that some units are always in a tail, and a norm unlike a new one."""
-    layer: Any = model[0]
-    bias: Tensor = layer.bias
-    with torch.no_grad():
-        bias.copy_(2.0 * draw(seed, len(bias)))
-        for module in model:
-            norm: Any = module
-            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                norm.running_mean.copy_(draw(seed + 1, len(bias)))
-                norm.running_var.copy_(draw(seed + 2, len(bias)).abs() + 0.1)
-                norm.weight.copy_(draw(seed + 3, len(bias)))  # negative ones turn the unit round
-                norm.bias.copy_(draw(seed + 4, len(bias)) - 1)
-    return model.eval()
+    for seed, part in enumerate(parts):
+        layer: Any = part
+        with torch.no_grad():
+            if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                layer.running_mean.copy_(draw(seed, 40))
+                layer.running_var.copy_(draw(seed + 10, 40).abs() + 0.1)
+                layer.weight.copy_(draw(seed + 20, 40))  # negative ones turn the unit round
+            if next(part.parameters(), None) is not None:
+                shape = layer.weight.shape
+                layer.weight.copy_(draw(seed + 30, *shape) / math.prod(shape[1:]) ** 0.5)
+                layer.bias.copy_(scale * draw(seed + 40, 40))
+    return nn.Sequential(*parts).eval()
 
 
 def gradient_at(model: nn.Module, site: str, x: Tensor) -> Tensor:
@@ -103,40 +102,38 @@ def gradient_at(model: nn.Module, site: str, x: Tensor) -> Tensor:
     return kept[0].grad.abs().movedim(1, -1).flatten(0, -2).amax(0)
 
 
-@pytest.mark.parametrize(("model", "site", "shape"), networks())
-def test_no_input_between_those_seen_opens_a_proven_unit(model: nn.Sequential, site: str, shape: tuple[int, ...]):
-    """Random convex combinations of the inputs seen leave proven units at slope zero, in the network's own numbers."""
-    model = closed_in_part(model, 1)
+@pytest.mark.parametrize(("build", "shape"), NETWORKS)
+def test_no_input_between_those_seen_opens_a_proven_unit(build: Callable[[], list[nn.Module]], shape: tuple[int, ...]):
+    """Units are proven that are silent on all batches, and no convex combination of the inputs seen makes them fire."""
+    model = closed_in_part(build(), 4.0)
+    site = str(len(model) - 1)
     x = draw(2, 200, *shape)
-    found = only(prove(model, [x[:100], x[100:]]))
-    assert found.hull.any()
+    found = only(prove(model, [x[:100], x[100:]], {site: UNITS}))
+    dead = gradient_at(model, site, x) == 0
+    assert found.hull.tolist() == dead.tolist() and 5 < int(dead.sum()) < 35
+    assert ((found.margin > 0) == found.hull).all()
+    assert only(prove(model, [x[:100], x[100:]])).units == tuple(torch.nonzero(dead).flatten().tolist())
 
-    weights = torch.distributions.Dirichlet(torch.full((200,), 0.02)).sample((1000,))
-    between = (weights.double() @ x.double().flatten(1)).float().reshape(1000, *shape)
-    slopes = gradient_at(model, site, between)
-    assert not slopes[list(found.units)][torch.from_numpy(found.hull)].any()
-    assert found.hull.all(), "on the inputs seen they were silent, and rounding is small: all can be proven"
-    assert (found.margin > 0).all()
+    weights = torch.from_numpy(np.random.default_rng(3).dirichlet(np.full(200, 0.02), 1000))
+    between = (weights @ x.double().flatten(1)).float().reshape(1000, *shape)
+    assert not gradient_at(model, site, between)[dead].any()
 
 
-@pytest.mark.parametrize(("model", "site", "shape"), networks())
-def test_no_input_of_the_box_opens_a_proven_unit(model: nn.Sequential, site: str, shape: tuple[int, ...]):
+@pytest.mark.parametrize(("build", "shape"), NETWORKS)
+def test_no_input_of_the_box_opens_a_proven_unit(build: Callable[[], list[nn.Module]], shape: tuple[int, ...]):
     """Random points and random vertices of the box of inputs leave units proven on it at slope zero."""
-    model = closed_in_part(model, 1)
-    layer: Any = model[0]
-    with torch.no_grad():
-        layer.bias.mul_(6.0)
+    model = closed_in_part(build(), 10.0)
+    site = str(len(model) - 1)
     x = draw(2, 200, *shape).clamp(-1.5, 1.5)
-    found = only(prove(model, [x[:100], x[100:]]))
-    closed = torch.from_numpy(found.box)
-    assert closed.any()
+    found = only(prove(model, [x[:100], x[100:]], {site: UNITS}))
+    assert 5 < found.box.sum() < 35
+    assert not found.box[~found.hull].any(), "the hull lies in the box"
     rest = [d for d in range(x.dim()) if d != 1]
     low, high = x.amin(rest, keepdim=True), x.amax(rest, keepdim=True)
     inside = low + torch.rand(1000, *shape, generator=torch.Generator().manual_seed(3)) * (high - low)
     vertices = torch.where(draw(4, 1000, *shape) > 0, low, high)
-    for points in (inside, vertices):
-        assert not gradient_at(model, site, points)[list(found.units)][closed].any()
-    assert not found.box[~found.hull].any(), "the hull lies in the box"
+    for points in (x, inside, vertices):
+        assert not gradient_at(model, site, points)[torch.from_numpy(found.box)].any()
 
 
 def test_box_bounds_are_those_of_the_vertices():
@@ -149,6 +146,19 @@ def test_box_bounds_are_those_of_the_vertices():
     worst = (corners.double() @ weight.double().T + bias.double()).amax(0)[list(found.units)]
     assert 20 < found.box.sum() < len(found.units) - 20
     assert found.box.tolist() == (worst <= 0).tolist()
+
+
+def test_a_batch_norm_is_folded():
+    """Bounds and margin behind a BatchNorm are those of one linear layer with its scale and shift multiplied in."""
+    layer, norm, relu = parts = [nn.Linear(12, 40), nn.BatchNorm1d(40), nn.ReLU()]
+    model = closed_in_part(parts, 10.0)
+    assert isinstance(norm.running_mean, Tensor) and isinstance(norm.running_var, Tensor)
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    same = linear(layer.weight * scale[:, None], (layer.bias - norm.running_mean) * scale + norm.bias)
+    x = draw(2, 200, 12)
+    found, other = only(prove(model, [x], {"2": UNITS})), only(prove(nn.Sequential(same, relu), [x], {"1": UNITS}))
+    assert found.hull.tolist() == other.hull.tolist() and found.box.tolist() == other.box.tolist()
+    assert found.margin == pytest.approx(other.margin, rel=1e-3, abs=1e-4)
 
 
 def test_a_convolution_is_as_a_linear_layer_on_its_patches():
