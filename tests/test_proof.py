@@ -125,6 +125,7 @@ def test_no_input_of_the_box_opens_a_proven_unit(build: Callable[[], list[nn.Mod
     model = closed_in_part(build(), 10.0)
     site = str(len(model) - 1)
     x = draw(2, 200, *shape).clamp(-1.5, 1.5)
+    x[:, shape[0] // 2 :] *= 0.2  # a box that is not a cube
     found = only(prove(model, [x[:100], x[100:]], {site: UNITS}))
     assert 5 < found.box.sum() < 35
     assert not found.box[~found.hull].any(), "the hull lies in the box"
@@ -430,6 +431,22 @@ def test_a_fault_in_a_proof_is_told_and_stops_nothing(monkeypatch: pytest.Monkey
     report = watched(0).report()
     assert any(s.kind == "dead" for s in report.symptoms) and report.recording.proofs == ()
     assert any("nothing could be proven" in b and "planted" in b for b in report.recording.blind)
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_guide_tells_what_was_measured():
+    """The guide's table is that of `benchmarks/results/proof.json`, where no unit fired inside the box it was proven on."""
+    measured = json.loads((ROOT / "benchmarks/results/proof.json").read_text())
+    page = (ROOT / "docs/guide/verdicts.md").read_text()
+    assert measured["networks"] == 36
+    for cause, found in measured["killed_by"].items():
+        shares = [f"{100 * found[key] / found['dead']:.0f} %" for key in ("hull", "box")]
+        bands = [f"{band['fire']} of {band['units']:,}" for band in found["bands"]]
+        cells = [cause, f"{found['dead']:,}", *shares, *bands, f"{found['box_fire']} of {found['box']:,}"]
+        assert f"| {' | '.join(cells)} |" in page
+        assert found["bands"][-1]["fire"] == 0 and found["box_fire_inside"] == 0
 
 
 # the rate -----------------------------------------------------------------------------------------------------------
