@@ -7,7 +7,7 @@ from relume.activations.primitives import (
     absolute,
     choose,
     clip,
-    log1p,
+    log,
     maximum,
     minimum,
     over,
@@ -282,7 +282,7 @@ _CURVED = (
         name="star_relu",
         module="relume.nn.StarReLU",
         tex=r"s \max(0, x)^2 + b",
-        f=lambda x, scale, bias: plus(times(square(maximum(x, 0.0)), scale), bias),
+        f=lambda x, scale, bias: plus(times(square(maximum(x, 0.0)), scale), bias, last=True),
         df=lambda x, scale, bias: times(maximum(x, 0.0), 2 * scale),
         parameters={
             "scale": Parameter(
@@ -290,9 +290,7 @@ _CURVED = (
                 init_argument="scale",
                 derivative=lambda x, scale, bias: square(maximum(x, 0.0)),
             ),
-            "bias": Parameter(
-                default=-0.4472, init_argument="bias", derivative=lambda x, scale, bias: 1.0 + 0.0 * cut(x)
-            ),
+            "bias": Parameter(default=-0.4472, init_argument="bias", derivative=lambda x, scale, bias: 1.0),
         },
         left=Tail(0.0, knee=0.0),
         right=lambda scale, bias: Tail(math.copysign(math.inf, scale) if scale else 0.0),
@@ -322,7 +320,7 @@ _CURVED = (
         name="nlrelu",
         module="relume.nn.NLReLU",
         tex=r"\ln(1 + \beta \max(0, x))",
-        f=lambda x, beta: log1p(times(maximum(x, 0.0), beta)),
+        f=lambda x, beta: log(plus(times(maximum(x, 0.0), beta), 1.0), own=True),
         df=lambda x, beta: over(times(step(x), beta), plus(times(maximum(x, 0.0), beta), 1.0)),
         parameters={"beta": Parameter(default=1.0, low=1e-6)},
         left=Tail(0.0, knee=0.0),
