@@ -3,6 +3,7 @@
 A function of several numbers takes them all; CReLU gives both its outputs.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,7 @@ def isru(x: Number, alpha: float) -> Number:
 def srelu(x: Number, t_left: float, a_left: float, t_right: float, a_right: float) -> Number:
     if x >= t_right:
         return t_right + a_right * (x - t_right)
+    t_left = min(t_left, t_right)  # the paper has them in order
     return x if x > t_left else t_left + a_left * (x - t_left)
 
 
@@ -142,7 +144,7 @@ SECOND_OPINIONS: dict[str, Callable[..., Number]] = {
     "gelu_tanh": gelu_tanh,
     "mish": lambda x: x * mpmath.tanh(softplus(x)),
     "serf": lambda x: x * mpmath.erf(softplus(x)),
-    "telu": lambda x: x * mpmath.tanh(mpmath.exp(x)),
+    "telu": lambda x: x * mpmath.tanh(mpmath.exp(min(x, mpf(1000)))),
     "phish": lambda x: x * mpmath.tanh(x * phi(x)),
     "lisht": lambda x: x * mpmath.tanh(x),
     # several numbers
@@ -161,7 +163,7 @@ SECOND_OPINIONS: dict[str, Callable[..., Number]] = {
 
 def outputs(row: Activation, *operands: Number, **parameters: float) -> tuple[Number, ...]:
     """All that the second opinion on a row makes of its operands."""
-    found = SECOND_OPINIONS[row.name](*operands, **row.arguments(**parameters))
+    found = SECOND_OPINIONS[row.name](*operands, **{**row.arguments(), **parameters})
     return found if isinstance(found, tuple) else (found,)
 
 
@@ -196,6 +198,27 @@ def settings(row: Activation) -> list[dict[str, float]]:
         for value in ((p.default * 0.5, p.default * 2.0) if p.default else (-0.5, 0.5))
     ]
     return [{}, *moved]
+
+
+def across_ranges(row: Activation) -> list[dict[str, float]]:
+    """The default parameters, and each one moved through all it may be: to both ends, and to points between.
+
+    An open end counts as 1000. Learnt parameters are numbers of float32, as in a module.
+    """
+    found: list[dict[str, float]] = [{}]
+    for name, p in row.parameters.items():
+        low, high = max(p.low, -1e3), min(p.high, 1e3)
+        inner = [v for v in (-2.0, -1.0, -0.3, 0.0, 0.3, 1.0, 2.0) if low < v < high]
+        found += [{name: max(p.low, float(np.float32(v))) if p.init_argument else v} for v in (low, *inner, high)]
+    return found
+
+
+def limit(g: Callable[[Number], Number], side: float) -> float:
+    """What g tends to at an infinite end, read off at 1e30 and 1e60; NaN where it does not settle."""
+    near, far = g(side * mpf(10) ** 30), g(side * mpf(10) ** 60)
+    if abs(far - near) <= abs(far) * mpf(10) ** -9 + mpf(10) ** -25:
+        return float(far)
+    return math.copysign(math.inf, far) if abs(far) > max(10, 1.5 * abs(near)) else math.nan
 
 
 def away_from(points: tuple[float, ...], x: np.ndarray, distance: float = 1e-6) -> np.ndarray:

@@ -80,3 +80,20 @@ def test_what_cannot_run_exits_with_two(file: Path):
     result = CliRunner().invoke(main, ["forecast", f"{file}:empty"])
     assert result.exit_code == 2
     assert "batches yield nothing" in result.output
+
+
+def test_a_model_that_fails_exits_with_two_and_shows_what_came_before(tmp_path: Path):
+    """A model whose forward pass fails is told with exit code 2, after what was foreseen up to there."""
+    path = tmp_path / "broken.py"
+    path.write_text(
+        "import torch\nfrom torch import nn\nfrom relume import Training\n\n\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(9, 2))\n\n\n"
+        "training = Training(\n"
+        "    model=build, batches=[(torch.randn(4, 8), torch.zeros(4, 2))], loss=nn.MSELoss(),\n"
+        "    optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1), steps=1,\n"
+        ")\n"
+    )
+    result = CliRunner().invoke(main, ["forecast", f"{path}:training"])
+    assert result.exit_code == 2, result.output
+    assert "2: the forward pass fails" in result.output

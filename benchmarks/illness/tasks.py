@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -25,10 +25,16 @@ class Task:
     y_held: Tensor
     outputs: int
     losses: tuple[str, ...]
+    best: float = 1.0  # the score that can be reached, where the targets are far from determined by the inputs
 
     @property
     def features(self) -> int:
         return self.x.shape[1]
+
+
+def _bce(p: Tensor, y: Tensor) -> Tensor:
+    """NaN of NaN, where torch raises: a run that diverges shall show it, not crash."""
+    return nn.functional.binary_cross_entropy(p, y) if bool(torch.isfinite(p).all()) else (p * torch.nan).mean()
 
 
 # A head is what stands behind the last layer, and the loss of (output, target).
@@ -40,7 +46,7 @@ HEADS: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor, Tensor], Tenso
         lambda p, y: nn.functional.mse_loss(p, nn.functional.one_hot(y, p.shape[-1]).to(p)),
     ),
     "bce_logits": (nn.Identity, nn.functional.binary_cross_entropy_with_logits),
-    "bce": (nn.Sigmoid, nn.functional.binary_cross_entropy),
+    "bce": (nn.Sigmoid, _bce),
     "mse_on_sigmoid": (nn.Sigmoid, nn.functional.mse_loss),
     "mse": (nn.Identity, nn.functional.mse_loss),
     "huber": (nn.Identity, nn.functional.huber_loss),
@@ -50,8 +56,9 @@ LABELS = ("bce_logits", "bce", "mse_on_sigmoid")
 NUMBERS = ("mse", "huber")
 
 
-def _split(x: Any, y: Any, outputs: int, losses: tuple[str, ...]) -> Task:
+def _split(data: Any, outputs: int, losses: tuple[str, ...]) -> Task:
     """Three quarters to train on, in an order of its own; columns to mean 0 and standard deviation 1."""
+    x, y = data
     x, y = torch.as_tensor(np.asarray(x), dtype=torch.float32), torch.as_tensor(np.asarray(y))
     y = y.long() if losses == CLASSES else y.float().reshape(len(y), -1)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
@@ -78,23 +85,40 @@ def _digits(labels: bool = False) -> Task:
     return Task(x=x, y=y, x_held=x_held, y_held=y_held, outputs=10, losses=CLASSES)
 
 
+def _classes(**settings: Any) -> Any:
+    return datasets.make_classification(
+        1600, 12, n_informative=8, n_redundant=2, n_clusters_per_class=1, flip_y=0.0, random_state=1, **settings
+    )
+
+
+def _labels() -> tuple[Any, Any]:
+    """Five labels of which any number can be right, each the side of a plane of its own."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(1600, 10))
+    return x, x @ rng.normal(size=(10, 5)) > 0
+
+
 TASKS: dict[str, Callable[[], Task]] = {
-    "blobs": lambda: _split(*datasets.make_blobs(1200, 8, centers=6, cluster_std=3.0, random_state=1)[:2], 6, CLASSES),
-    "moons": lambda: _split(*datasets.make_moons(1200, noise=0.15, random_state=1), 2, CLASSES),
-    "circles": lambda: _split(*datasets.make_circles(1200, noise=0.08, factor=0.5, random_state=1), 1, LABELS),
-    "wine": lambda: _split(*datasets.load_wine(return_X_y=True), 3, CLASSES),
-    "cancer": lambda: _split(*datasets.load_breast_cancer(return_X_y=True), 1, LABELS),
+    "blobs": lambda: _split(datasets.make_blobs(1200, 8, centers=6, cluster_std=3.0, random_state=1)[:2], 6, CLASSES),
+    "moons": lambda: _split(datasets.make_moons(1200, noise=0.15, random_state=1), 2, CLASSES),
+    "circles": lambda: _split(datasets.make_circles(1200, noise=0.08, factor=0.5, random_state=1), 1, LABELS),
+    "wine": lambda: _split(datasets.load_wine(return_X_y=True), 3, CLASSES),
+    "cancer": lambda: _split(datasets.load_breast_cancer(return_X_y=True), 1, LABELS),
     "digits": _digits,
     "digit_bits": lambda: _digits(labels=True),
-    "friedman": lambda: _split(*datasets.make_friedman1(1200, noise=0.5, random_state=1), 1, NUMBERS),
-    "diabetes": lambda: _split(*datasets.load_diabetes(return_X_y=True), 1, NUMBERS),
+    "imbalanced": lambda: _split(_classes(weights=[0.9, 0.06, 0.04], n_classes=3, class_sep=2.0), 3, CLASSES),
+    "multilabel": lambda: _split(_labels(), 5, LABELS),
+    "friedman": lambda: _split(datasets.make_friedman1(1200, noise=0.5, random_state=1), 1, NUMBERS),
+    # a ridge regression explains that much of the patients held out
+    "diabetes": lambda: replace(_split(datasets.load_diabetes(return_X_y=True), 1, NUMBERS), best=0.55),
 }  # fmt: skip
 
 
 def score(kind: str, output: Tensor, y: Tensor) -> float:
-    """Share of right answers, or explained variance, 1 at best; chance is near `floor`."""
-    if kind in CLASSES:
-        return float((output.argmax(-1) == y).float().mean())
+    """Share of right answers, the mean over classes, or explained variance; 1 at best, chance is near `floor`."""
+    if kind in CLASSES:  # each class counts alike: in unbalanced data most answers are right without any learning
+        right = (output.argmax(-1) == y).float()
+        return float(torch.stack([right[y == c].mean() for c in y.unique()]).mean())
     if kind in LABELS:
         middle = 0.0 if kind == "bce_logits" else 0.5
         return float(((output > middle).float() == y).float().mean())
@@ -104,7 +128,7 @@ def score(kind: str, output: Tensor, y: Tensor) -> float:
 def floor(kind: str, y: Tensor) -> float:
     """The score of the best constant answer."""
     if kind in CLASSES:
-        return float(torch.bincount(y).max() / len(y))
+        return 1 / len(y.unique())
     if kind in LABELS:
         share = y.mean(0)
         return float(torch.maximum(share, 1 - share).mean())

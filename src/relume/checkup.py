@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
+from itertools import islice
 from typing import Any
 
 from torch import nn
 
 from relume.errors import DataError
-from relume.interventions import LONGEST_REPLAY, Scene, first_batches, report_on
+from relume.interventions import LONGEST_OF_SINGLES, Scene, SceneAt, first_batches, report_on
 from relume.nested import call
 from relume.randomness import isolated_rng, one_thread
 from relume.recorder import Recorder
 from relume.report import Report
+from relume.snapshots import Snapshots
 from relume.training import (
     Stream,
     Training,
@@ -20,6 +23,7 @@ from relume.training import (
     device_of,
     fresh,
     require_steps,
+    split,
     to_device,
     train,
 )
@@ -44,22 +48,34 @@ def diagnose(training: Training, steps: int | None = None, seed: int = 0, *, rep
         copied = fresh(training)
         model, optimizer = build(copied, seed)
         watching = watch(model, optimizer, budget=DIAGNOSING)
+        snapshots = Snapshots(model, optimizer, lambda: watching.latest)
         try:
             with watching:
-                train(copied, model, optimizer, Stream(copied.batches, seed), steps, watch=watching)
+                stream = Stream(copied.batches, seed)
+                train(copied, model, optimizer, stream, steps, watch=watching, after_step=snapshots.look)
+                watching.keep_more(to_device(split(batch)[0], device_of(model)) for batch in stream)
         except KeyboardInterrupt:
             replays = False
             if not watching.recording.readings:
                 raise
-        return report_on(watching.recording, scene_of(training, seed) if replays else None)
+        return report_on(watching.recording, scenes_of(training, seed, snapshots) if replays else None)
 
 
-def scene_of(training: Training, seed: int) -> Scene:
-    """The scene of a training with this seed: its first network and its first batches."""
-    stream = Stream(fresh(training).batches, seed)
-    model, _ = build(training, seed)
-    batches = [to_device(batch, device_of(model)) for batch in first_batches(stream, LONGEST_REPLAY)]
-    return Scene(start=lambda: build(training, seed), batches=batches, loss=training.loss)
+def scenes_of(training: Training, seed: int, snapshots: Snapshots) -> SceneAt:
+    """The scenes of a training with this seed: the nearest snapshot, and the batches that followed it."""
+
+    @cache
+    def scene(step: int) -> Scene:
+        stream = Stream(fresh(training).batches, seed)
+        for _ in islice(stream, step):
+            pass
+        taken = snapshots.taken.get(step)
+        start = taken.again if taken is not None else lambda: build(training, seed)
+        device = device_of(start()[0])
+        batches = [to_device(batch, device) for batch in first_batches(stream, LONGEST_OF_SINGLES)]
+        return Scene(start=start, batches=batches, loss=training.loss, step=step)
+
+    return lambda since: scene(max((step for step in snapshots.taken if step <= since), default=0))
 
 
 def checkup(model: nn.Module, batches: Iterable[Any], loss: Any = None) -> Report:

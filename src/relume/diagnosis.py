@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from relume.activations import ACTIVATIONS
-from relume.recording import Recording
-from relume.suspicions import CERTAIN, Cause, suspicions
+from relume.recording import Recording, layer_name
+from relume.suspicions import CERTAIN, PLAIN, Cause, number, suspicions
 from relume.symptoms import GRADIENT_RATIO, ORDERS, SEVERITIES, Kind, Severity, Symptom, burden, gravest
+from relume.timeline import timeline, together
 
 MENDED = 0.5  # a change names the cause when it takes away at least half of the burden
 SPECIFIC = (
     0.25  # a cause seen in the numbers themselves may mend that much less than a lower learning rate, which helps
 )
 # against everything, and still come first
-PLAIN = 0.5  # suspicion strong enough to name a cause without a replay
+UNUSUAL_STEP = 10  # times the usual share of its size that a step moves a layer: an order of magnitude
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,8 @@ class Experiment:
     steps: int
     burden: float  # how ill the copy was at the end, 0..1; see `symptoms.burden`
     measure: str  # what the burden measures, in words: "share of units dead"
-    loss: float | None = None
+    loss: float | None = None  # at the end, over that of the best constant answer where this is known
+    better: bool = False  # its loss ended plainly below that of the unchanged replay, and of the run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,15 +78,19 @@ REMEDIES_FOR: Mapping[Cause, tuple[str, ...]] = {
 # One complaint at a time --------------------------------------------------------------------------------------------
 
 
-def complaints(symptoms: Iterable[Symptom]) -> list[tuple[Symptom, ...]]:
+def complaints(recording: Recording, symptoms: Iterable[Symptom]) -> list[tuple[Symptom, ...]]:
     """Serious symptoms that want one explanation each: what was there from the start, and what came later.
 
     Symptoms of the whole run (a loss that does not fall, gradients that vanish) follow from the units where there are
-    such, and go with them. Those that are notes come last, on their own.
+    such, and go with them, as do outputs that died with those that were born so. Those that are notes, and that no
+    replay could make more of, come last, on their own.
     """
-    serious = [s for s in symptoms if s.severity != "note"]
+    serious = [s for s in symptoms if s.severity != "note" or s.at_worst is not None]
     of_units = [s for s in serious if s.kind in ("dead", "saturated")]
-    born, later = [s for s in of_units if s.born], [s for s in of_units if not s.born]
+    outputs = {site.name for site in recording.sites if site.output}
+    at_birth = {s.site for s in of_units if s.born}
+    born = [s for s in of_units if s.born or (s.site in outputs and s.site in at_birth)]
+    later = [s for s in of_units if s not in born]
     rest = [s for s in serious if s not in of_units]
     groups = [g for g in (born, later) if g] or [[]]
     groups[0] = groups[0] + rest
@@ -97,33 +103,47 @@ class Measure:
 
     words: str
     kinds: frozenset[Kind]
-    told: Callable[[float], str]  # a burden in words
+    told: Callable[[Experiment], str]  # an outcome in words
 
 
-def _yes_no(burden: float) -> str:
-    return "yes" if burden > 0 else "no"
+def _percent(e: Experiment) -> str:
+    return f"{e.burden:.0%}"
 
 
-def _orders(burden: float) -> str:
+def _yes_no(e: Experiment) -> str:
+    return "yes" if e.burden > 0 else "no"
+
+
+def _orders(e: Experiment) -> str:
     return (
-        f"{burden * ORDERS:.0f} orders of magnitude"
-        if burden > 0
+        f"{e.burden * ORDERS:.0f} orders of magnitude"
+        if e.burden > 0
         else f"less than {math.log10(GRADIENT_RATIO):.0f} orders of magnitude"
     )
 
 
+def _loss(e: Experiment) -> str:
+    return "not finite" if e.loss is None else number(e.loss)
+
+
 _RUINED: frozenset[Kind] = frozenset({"non_finite", "exploding"})  # a change that ruins the run mends nothing
+_OF_THE_LOSS: frozenset[Kind] = frozenset({"not_learning", "oscillating"})
 MEASURES = (
-    Measure("share of units dead", frozenset[Kind]({"dead", *_RUINED}), "{:.0%}".format),
-    Measure("share of units saturated", frozenset[Kind]({"saturated", *_RUINED}), "{:.0%}".format),
+    Measure("loss", _OF_THE_LOSS, _loss),
+    Measure("share of units dead", frozenset[Kind]({"dead", *_RUINED}), _percent),
+    Measure("share of units saturated", frozenset[Kind]({"saturated", *_RUINED}), _percent),
     Measure("loss or gradients out of bounds:", _RUINED, _yes_no),
     Measure("gradient lost over depth:", frozenset[Kind]({"vanishing", *_RUINED}), _orders),
-    Measure("stuck loss:", frozenset[Kind]({"not_learning", "oscillating", *_RUINED}), _yes_no),
 )
 
 
+def is_of_the_loss(complaint: Iterable[Symptom]) -> bool:
+    """Whether the run does not learn, so that its loss is what a change must mend, whatever its units do."""
+    return any(s.kind in _OF_THE_LOSS for s in complaint)
+
+
 def measure_of(complaint: Iterable[Symptom]) -> Measure:
-    """What stands for a complaint: its units where it has such, else its gradients, else its loss."""
+    """What stands for a complaint: its loss where that is stuck, else its units, else its gradients."""
     kinds = {s.kind for s in complaint}
     return next(m for m in MEASURES if kinds & (m.kinds - _RUINED or m.kinds))
 
@@ -136,6 +156,21 @@ def burden_of(complaint: Iterable[Symptom], recording: Recording, symptoms: tupl
     return burden(recording, counted, tuple(measure_of(complaint).kinds))
 
 
+def settled(complaint: tuple[Symptom, ...], experiments: tuple[Experiment, ...]) -> tuple[Symptom, ...]:
+    """The complaint with its doubts resolved: what is doubtful counts if a change that takes it away learns more.
+
+    What no change lowers is at its floor, as far as anyone can tell; units that nobody misses are no illness.
+    """
+    if not experiments:
+        return complaint
+    control = experiments[0]
+    missed = any(e.better and e.burden <= (1 - MENDED) * control.burden for e in experiments[1:])
+    return tuple(
+        s if s.at_worst is None else replace(s, severity=s.at_worst if missed else "note", at_worst=None)
+        for s in complaint
+    )
+
+
 # The verdict --------------------------------------------------------------------------------------------------------
 
 
@@ -144,15 +179,36 @@ def diagnose(
     symptoms: tuple[Symptom, ...],
     experiments: Mapping[int, tuple[Experiment, ...]] | None = None,
 ) -> tuple[Diagnosis, ...]:
-    """One diagnosis per complaint, the gravest first; `experiments` holds replays by the complaint's index."""
-    found = [
-        _explain(recording, complaint, (experiments or {}).get(index, ()))
-        for index, complaint in enumerate(complaints(symptoms))
-    ]
-    notes = tuple(s for s in symptoms if s.severity == "note")
+    """One diagnosis per cause, the gravest first; `experiments` holds replays by the complaint's index."""
+    found: list[Diagnosis] = []
+    notes = [s for s in symptoms if s.severity == "note" and s.at_worst is None]
+    for index, doubtful in enumerate(complaints(recording, symptoms)):
+        tried = (experiments or {}).get(index, ())
+        complaint = settled(doubtful, tried)
+        if any(s.severity != "note" for s in complaint):
+            found.append(_explain(recording, complaint, tried))
+        else:
+            notes += complaint
+    found = _folded(sorted(found, key=lambda d: (SEVERITIES.index(d.severity), d.cause == "unknown")))
     if notes:
-        found.append(_note(recording, notes, alone=not found))
-    return tuple(sorted(found, key=lambda d: SEVERITIES.index(d.severity)))
+        found.append(_note(recording, tuple(notes), alone=not found))
+    return tuple(found)
+
+
+def _folded(ranked: list[Diagnosis]) -> list[Diagnosis]:
+    """One diagnosis for each cause; what began no sooner, and has no cause of its own, follows from the first."""
+    found: list[Diagnosis] = []
+    for d in ranked:
+        i = next(
+            (i for i, f in enumerate(found) if f.cause == d.cause or (d.cause == "unknown" and f.since <= d.since)),
+            None,
+        )
+        if i is None:
+            found.append(d)
+        else:
+            first = found[i]
+            found[i] = replace(first, since=min(first.since, d.since), symptoms=(*first.symptoms, *d.symptoms))
+    return found
 
 
 def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: tuple[Experiment, ...]) -> Diagnosis:
@@ -164,7 +220,9 @@ def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: 
     for e in experiments:
         if e.cause is not None and control is not None and control.burden > 0:
             mended[e.cause] = max(mended.get(e.cause, -math.inf), 1 - e.burden / control.burden)
-    proven: list[Cause] = [c for c, share in mended.items() if share >= MENDED]
+    proven: list[Cause] = [c for c, share in mended.items() if share >= MENDED and c != "unknown"]
+    if "initial_scale" in proven and "saturating_activation" in proven:
+        proven.remove("saturating_activation")  # its replay has sound weights too, and these alone do
     untested: list[Cause] = [s.cause for s in found if s.cause not in mended and s.strength >= PLAIN]
     because: list[str] = []
     cause: Cause = "unknown"
@@ -178,9 +236,12 @@ def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: 
         cause = rivals[0] if rivals else cause
     elif untested:
         cause = untested[0]  # the strongest: suspicions come sorted
-    elif found and (not experiments or found[0].strength >= PLAIN):
-        cause = found[0].cause  # plain in the numbers, though no replay took it away
+    elif found:
+        likeliest = max(found, key=lambda s: s.strength + max(0.0, mended.get(s.cause, 0.0)))
+        if not experiments or likeliest.strength >= PLAIN:
+            cause = likeliest.cause  # plain in the numbers, though no replay took it away
     because += [s.because for s in found if s.cause == cause]
+    because += _at_death(recording, complaint)
     if control is not None:
         because += _in_words(control, experiments, cause, measure_of(complaint))
         if cause == "unknown":
@@ -200,6 +261,24 @@ def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: 
     )
 
 
+def _at_death(recording: Recording, complaint: tuple[Symptom, ...]) -> list[str]:
+    """What happened when the most units died at once, where that step was out of the ordinary."""
+    sites = {s.site for s in complaint if s.kind == "dead" and not s.born}
+    group = next(iter(together(unit for unit in timeline(recording) if unit.site in sites)), ()) if sites else ()
+    if not group:
+        return []
+    unit, units = group[0], "1 unit" if len(group) == 1 else f"{len(group)} units"
+    ratio, usual, old, new = unit.update_ratio, unit.usual_ratio, unit.loss_before, unit.loss
+    if ratio is None or not usual or ratio < UNUSUAL_STEP * usual:
+        return []
+    loss = f", and the loss went from {number(old)} to {number(new)}" if old is not None and new is not None else ""
+    return [
+        f"{units} of {layer_name(recording.site(unit.site).layer)} died between steps {unit.before} and {unit.since}: "
+        f"step {unit.update_step} moved the layer by {number(ratio)} of its size, {number(ratio / usual)} times the "
+        f"usual{loss}."
+    ]
+
+
 def _remedies(recording: Recording, cause: Cause) -> tuple[str, ...]:
     """The remedies for a cause, best first: each initialisation is made for one family of functions."""
     names = REMEDIES_FOR[cause]
@@ -213,17 +292,17 @@ def _in_words(control: Experiment, experiments: Iterable[Experiment], cause: Cau
     told = sorted((e for e in experiments if e.cause == cause), key=lambda e: e.burden)
     others = [e for e in experiments if e.cause is not None and e not in told[:1]]
     sentences = [
-        f"Replayed for {e.steps} steps with {e.change}: {measure.words} {measure.told(e.burden)}, "
-        f"as it was {measure.told(control.burden)}."
+        f"Replayed for {e.steps} steps with {e.change}: {measure.words} {measure.told(e)}, "
+        f"as it was {measure.told(control)}."
         for e in told[:1]
     ]
     if others:
         start = (
             "Other changes replayed"
             if told
-            else f"Changes replayed ({measure.words} {measure.told(control.burden)} as it was)"
+            else f"Changes replayed ({measure.words} {measure.told(control)} as it was)"
         )
-        sentences.append(f"{start}: {'; '.join(f'{e.change}: {measure.told(e.burden)}' for e in others)}.")
+        sentences.append(f"{start}: {'; '.join(f'{e.change}: {measure.told(e)}' for e in others)}.")
     return sentences
 
 
@@ -235,12 +314,16 @@ def _note(recording: Recording, notes: tuple[Symptom, ...], *, alone: bool) -> D
         total = sum(site.units for site in recording.sites if ACTIVATIONS[site.activation].can_die)
         judged = "few enough for a network of this kind to learn all the same" if alone else "by themselves no illness"
         because.append(f"{units} of {total} units are dead: {judged}.")
+        because += _at_death(recording, tuple(s for s in dead if s.at_worst is not None))
     saturated = [s for s in notes if s.kind == "saturated"]
     if saturated:
         because.append(f"{sum(len(s.units) for s in saturated)} units are saturated, fewer than half at each site.")
     centred = [s for s in notes if s.kind == "off_centre"]
     if centred:
         because.append(f"The output of {len(centred)} of {len(recording.sites)} sites is mostly a constant.")
+    stuck = [s for s in notes if s.kind in _OF_THE_LOSS]
+    if any(not s.site for s in stuck):
+        because.append("The loss hardly falls, and no replay with a change brought it lower: it may be at its floor.")
     others = [s for s in notes if s.kind in ("vanishing", "exploding")]
     because += [f"Gradients are uneven over depth ({s.kind}), and the loss falls all the same." for s in others]
     return Diagnosis(

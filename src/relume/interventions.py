@@ -1,4 +1,4 @@
-"""Asks "would this be so if ...?": replays the first steps on a copy of the network with one thing changed."""
+"""Asks "would this be so if ...?": replays steps on a copy of the network with one thing changed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
@@ -14,92 +15,165 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from relume.diagnosis import PLAIN, Experiment, burden_of, complaints, measure_of
-from relume.nested import call, first_float, tensors
+from relume.changes import BY_THE_BOOK, CHANGES, Batch, CannotChange, Change, changed
+from relume.diagnosis import Experiment, burden_of, complaints, is_of_the_loss, measure_of
+from relume.nested import call, tensors
 from relume.randomness import isolated_rng, one_thread
+from relume.reach import reach
 from relume.recorder import KEPT_BYTES, Recorder
-from relume.recording import Recording
+from relume.recording import Reach, Recording
 from relume.report import Report
-from relume.suspicions import Cause, sound_gain, suspicions
-from relume.symptoms import Symptom, find, usual_update
+from relume.suspicions import Cause, suspicions
+from relume.symptoms import UNLEARNT, Symptom, find, late_loss
 from relume.training import split
 
 REPLAY_STEPS = 100  # enough for units killed by a high learning rate to show; 80-140 ms on a small network
 LONGEST_REPLAY = 300
+LONGEST_OF_SINGLES = 1000  # where batches are so small that `REPLAY_SAMPLES` take more steps
+REPLAY_SAMPLES = 10_000
 READINGS = 20  # per replay
-USUAL_UPDATE = 1e-3  # of a weight's size per step: the rule of thumb for a sound learning rate
-
-Batch = tuple[Any, Any]
+SURE = 2.0  # standard errors by which a loss must be lower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What a replay starts from: the network at its first step, and the batches that followed."""
+    """What a replay starts from: the network at some step, and the batches that followed."""
 
     start: Callable[[], tuple[nn.Module, Optimizer]]  # a fresh copy at each call, the same every time
     batches: Sequence[Batch]  # (input, target), in order; used again from the first when there are too few
     loss: Callable[[Any, Any], Tensor]
+    step: int = 0  # optimizer steps done before it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """One thing to change before a replay."""
-
-    words: str
-    cause: Cause
-    fits: Callable[[Recording, Mapping[Cause, float]], bool]  # whether it is worth a replay; given the suspicions
-    network: Callable[[Recording, nn.Module, Optimizer], None] | None = None
-    data: Callable[[Sequence[Batch]], Sequence[Batch]] | None = None
+SceneAt = Callable[[int], Scene]  # the nearest scene at or before a step
 
 
-def experiments(scene: Scene, recording: Recording, symptoms: tuple[Symptom, ...]) -> dict[int, tuple[Experiment, ...]]:
+@dataclass(frozen=True, slots=True)
+class _Replayed:
+    recording: Recording
+    symptoms: tuple[Symptom, ...]
+    losses: np.ndarray[Any, np.dtype[np.float64]]  # over those of the best constant answer where that is known
+
+
+def experiments(
+    scene_at: SceneAt, recording: Recording, symptoms: tuple[Symptom, ...]
+) -> dict[int, tuple[Experiment, ...]]:
     """Replays for each complaint, the unchanged one first, by the complaint's index.
 
     The global random generators and the network are left as they are.
     """
-    groups = complaints(symptoms)
-    if not groups or not scene.batches:
-        return {}
-    steps = _steps(recording, symptoms)
-    done: dict[str, tuple[Recording, tuple[Symptom, ...]]] = {}
-
-    def outcome(change: Change | None, group: tuple[Symptom, ...]) -> Experiment:
-        words = change.words if change else "as it was"
-        if words not in done:
-            replayed = replay(scene, recording, change, steps)
-            done[words] = replayed, find(replayed)
-        replayed, seen = done[words]
-        losses = [loss for loss in replayed.losses if math.isfinite(loss)]
-        return Experiment(
-            change=words,
-            cause=change.cause if change else None,
-            steps=steps,
-            burden=burden_of(group, replayed, seen),
-            measure=measure_of(group).words,
-            loss=float(np.mean(losses[-10:])) if losses else None,
-        )
-
+    done: dict[tuple[int, str, int], _Replayed | None] = {}
     found: dict[int, tuple[Experiment, ...]] = {}
-    for index, group in enumerate(groups):
+    for index, group in enumerate(complaints(recording, symptoms)):
+        since = 0 if any(s.born for s in group) else min(s.since for s in group)
+        scene = scene_at(since)
+        if not scene.batches:
+            continue
+        steps = _steps(recording, scene, group)
         strength: dict[Cause, float] = {s.cause: s.strength for s in suspicions(recording, group)}
-        control = outcome(None, group)
-        if control.burden <= 0:
+        of_the_loss = is_of_the_loss(group)
+        run = partial(_once, done, scene, recording, steps)
+        control = run(None)
+        if control is None or (not of_the_loss and burden_of(group, control.recording, control.symptoms) <= 0):
             continue  # the illness does not show within a replay, so no change can be seen to mend it
-        found[index] = (
-            control,
-            *(outcome(change, group) for change in CHANGES if change.fits(recording, strength)),
-        )
+        tried = [c for c in CHANGES if c.fits(recording, strength)] + ([BY_THE_BOOK] if of_the_loss else [])
+        outcomes = [(None, control), *((c, r) for c in tried if (r := run(c)) is not None)]
+        found[index] = tuple(_compared(recording, group, outcomes, steps))
+        if of_the_loss and {e.cause for e in found[index] if e.better} <= {"unknown"}:  # nothing yet names a cause
+            rest = [c for c in CHANGES if c.cause == "learning_rate_too_high" and c not in tried]
+            outcomes += [(c, r) for c in rest if (r := run(c)) is not None]
+            found[index] = tuple(_compared(recording, group, outcomes, steps))
     return found
 
 
+def _once(
+    done: dict[tuple[int, str, int], _Replayed | None],
+    scene: Scene,
+    recording: Recording,
+    steps: int,
+    change: Change | None,
+) -> _Replayed | None:
+    """A replay, made once for all complaints; None where the change cannot be made."""
+    key = scene.step, change.words if change else "", steps
+    if key not in done:
+        try:
+            done[key] = _replayed(scene, recording, change, steps)
+        except CannotChange:
+            done[key] = None
+    return done[key]
+
+
+def _compared(
+    recording: Recording,
+    group: tuple[Symptom, ...],
+    outcomes: list[tuple[Change | None, _Replayed]],
+    steps: int,
+) -> Iterator[Experiment]:
+    """What each replay shows of this complaint; a stuck loss is measured by the furthest that any brought it."""
+    control = outcomes[0][1]
+    run_level = _run_level(recording) if any(s.kind == "not_learning" and not s.site for s in group) else math.inf
+    better = [change is not None and _is_lower(r.losses, control.losses, run_level) for change, r in outcomes]
+    levels = [_level(r.losses) for _, r in outcomes]
+    least = min((level for level, is_better in zip(levels, better, strict=True) if is_better), default=levels[0])
+    for (change, r), is_better, level in zip(outcomes, better, levels, strict=True):
+        if is_of_the_loss(group):
+            span = levels[0] - least
+            burden = min(1.0, max(0.0, (level - least) / span)) if span > 0 and math.isfinite(level) else 1.0
+        else:
+            burden = burden_of(group, r.recording, r.symptoms)
+        yield Experiment(
+            change=change.words if change else "as it was",
+            cause=change.cause if change else None,
+            steps=steps,
+            burden=burden,
+            measure=measure_of(group).words,
+            loss=level if math.isfinite(level) else None,
+            better=is_better,
+        )
+
+
+def _replayed(scene: Scene, recording: Recording, change: Change | None, steps: int) -> _Replayed:
+    again = replay(scene, recording, change, steps)
+    losses = np.asarray(again.losses, dtype=float)
+    if again.reach is not None and again.reach.constant:
+        losses = losses / again.reach.constant
+    return _Replayed(again, find(again), losses)
+
+
+def _run_level(recording: Recording) -> float:
+    """Where the run itself ended, in the terms of a replay's losses."""
+    constant = recording.reach.constant if recording.reach is not None else None
+    return late_loss(np.asarray(recording.losses, dtype=float)) / (constant or 1.0)
+
+
+def _tail(losses: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return losses[-max(10, len(losses) // 5) :]
+
+
+def _level(losses: np.ndarray[Any, Any]) -> float:
+    """Where a replay ends; infinite where it broke off."""
+    return float(np.mean(_tail(losses))) if len(losses) and np.isfinite(losses).all() else math.inf
+
+
+def _is_lower(losses: np.ndarray[Any, Any], control: np.ndarray[Any, Any], run_level: float) -> bool:
+    """Whether a replay ends plainly lower than the unchanged one, batch by batch, and than the whole run."""
+    level, other = _level(losses), _level(control)
+    if not math.isfinite(level) or level < 0:
+        return False
+    if not level < (1 - UNLEARNT) * min(other, run_level):
+        return False
+    if not math.isfinite(other) or len(losses) != len(control):
+        return True
+    gains = _tail(control) - _tail(losses)
+    return float(gains.mean()) > SURE * float(gains.std(ddof=1)) / math.sqrt(len(gains))
+
+
 def replay(scene: Scene, recording: Recording, change: Change | None, steps: int) -> Recording:
-    """Train a fresh copy for some steps with one thing changed, and read it."""
+    """Train a fresh copy for some steps with one thing changed, and read it. Raises `CannotChange`."""
     with isolated_rng(), one_thread():
         torch.manual_seed(0)  # what dropout draws is the same in every replay
         model, optimizer = scene.start()
-        batches = change.data(scene.batches) if change and change.data else scene.batches
-        if change and change.network:
-            change.network(recording, model, optimizer)
+        optimizer, batches = changed(change, recording, model, optimizer, scene.batches)
         recorder = Recorder(model, optimizer)
         every = max(1, steps // READINGS)
         for step, batch in enumerate(islice(cycle(batches), steps)):
@@ -114,136 +188,24 @@ def replay(scene: Scene, recording: Recording, change: Change | None, steps: int
             if not bool(torch.isfinite(loss)):
                 break
         recorder.disarm()
-        return recorder.recording()
+        return replace(recorder.recording(), reach=reach_of(model, batches, scene.loss))
 
 
-def _steps(recording: Recording, symptoms: tuple[Symptom, ...]) -> int:
-    """Long enough to reach past the moment when half of what is ill had become so."""
-    seen = [s.evidence.get("median_step", float(s.since)) for s in symptoms if s.severity != "note"]
+def reach_of(model: nn.Module, batches: Sequence[Batch], loss: Callable[[Any, Any], Tensor]) -> Reach | None:
+    """What the loss could reach on these batches; see `relume.reach`."""
+    return reach(model, [split(batch) for batch in batches], loss) if batches else None
+
+
+def _steps(recording: Recording, scene: Scene, symptoms: tuple[Symptom, ...]) -> int:
+    """Long enough to reach past the moment when half of what is ill had become so, and for a loss to fall."""
+    input = split(scene.batches[0])[0]
+    size = next((len(t) for t in tensors(input) if t.dim()), 1)
+    longest = min(LONGEST_OF_SINGLES, max(LONGEST_REPLAY, REPLAY_SAMPLES // max(1, size)))
+    if is_of_the_loss(symptoms):
+        return min(longest, max(REPLAY_STEPS, recording.steps))
+    seen = [s.evidence.get("median_step", float(s.since)) - scene.step for s in symptoms if s.severity != "note"]
     wanted = max(REPLAY_STEPS, int(1.2 * max(seen, default=0.0)) + 20)
-    return min(wanted, LONGEST_REPLAY, max(REPLAY_STEPS, recording.steps))
-
-
-# The changes --------------------------------------------------------------------------------------------------------
-
-
-def _times(factor: float) -> Callable[[Recording, nn.Module, Optimizer], None]:
-    def change(recording: Recording, model: nn.Module, optimizer: Optimizer) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * factor
-
-    return change
-
-
-def _usual_pace(recording: Recording, model: nn.Module, optimizer: Optimizer) -> None:
-    """The learning rate under which the first steps move the weights by a thousandth of their size."""
-    _times(USUAL_UPDATE / max(usual_update(recording), 1e-12))(recording, model, optimizer)
-
-
-def _zero_biases(recording: Recording, model: nn.Module, optimizer: Optimizer) -> None:
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for site in recording.sites:
-            if site.bias in parameters and not site.normalised:
-                parameters[site.bias].zero_()
-
-
-def _sound_scale(recording: Recording, model: nn.Module, optimizer: Optimizer) -> None:
-    """Rescale every layer before an activation to the standard deviation that keeps the signal; the draw stays."""
-    gains = {site.weight: sound_gain(site) for site in recording.sites if site.weight}
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.dim() < 2 or not p.requires_grad:
-                continue
-            fan_in = p[0].numel()
-            std = float(p.std(correction=0))
-            if name in gains and std > 0:
-                p.sub_(p.mean()).mul_(gains[name] / math.sqrt(fan_in) / std)
-            elif std * math.sqrt(fan_in) > 2:  # a layer without an activation, such as the last
-                p.mul_(1 / (math.sqrt(fan_in) * std))
-
-
-def _standardise(batches: Sequence[Batch], place: int) -> Sequence[Batch]:
-    firsts = [t for batch in batches if (t := first_float(batch[place])) is not None]
-    if not firsts:
-        return batches
-    values = torch.cat([t.detach().float().reshape(-1) for t in firsts])
-    values = values[torch.isfinite(values)]
-    mean, std = (float(values.mean()), max(float(values.std(correction=0)), 1e-12)) if len(values) else (0.0, 1.0)
-
-    def scaled(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return ((value - mean) / std).nan_to_num(0.0, 0.0, 0.0) if value.is_floating_point() else value
-        if isinstance(value, (tuple, list)):
-            return type(value)(scaled(v) for v in value)
-        return {k: scaled(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-    return [tuple(scaled(part) if i == place else part for i, part in enumerate(batch)) for batch in batches]  # type: ignore[misc]
-
-
-def _relu_instead(recording: Recording, model: nn.Module, optimizer: Optimizer) -> None:
-    """ReLU with He's gain at every hidden site that is an activation module of its own."""
-    for site in recording.sites:
-        if site.output or site.normalised:
-            continue
-        parent, _, leaf = site.name.partition("#")[0].rpartition(".")
-        try:
-            owner = model.get_submodule(parent)
-        except AttributeError:
-            continue
-        if isinstance(getattr(owner, leaf, None), nn.Module):
-            setattr(owner, leaf, nn.ReLU())
-    sites = tuple(replace(site, activation="relu", parameters={}) for site in recording.sites)
-    _sound_scale(replace(recording, sites=sites), model, optimizer)
-
-
-def _suspected(*causes: Cause) -> Callable[[Recording, Mapping[Cause, float]], bool]:
-    return lambda recording, strength: any(strength.get(cause, 0.0) > 0 for cause in causes)
-
-
-CHANGES: tuple[Change, ...] = (
-    Change(
-        words="the learning rate divided by 10",
-        cause="learning_rate_too_high",
-        fits=lambda recording, strength: True,  # tried always: it is what people try first
-        network=_times(0.1),
-    ),
-    Change(
-        words="the learning rate divided by 100",
-        cause="learning_rate_too_high",
-        fits=lambda recording, strength: strength.get("learning_rate_too_high", 0.0) >= PLAIN,
-        network=_times(0.01),
-    ),
-    Change(
-        words="inputs at mean 0 and standard deviation 1",
-        cause="unscaled_inputs",
-        fits=_suspected("unscaled_inputs"),
-        data=lambda batches: _standardise(batches, 0),
-    ),
-    Change(words="biases at zero", cause="bias", fits=_suspected("bias"), network=_zero_biases),
-    Change(
-        words="initial weights at the scale that keeps signals",
-        cause="initial_scale",
-        fits=_suspected("initial_scale"),
-        network=_sound_scale,
-    ),
-    Change(
-        words="targets at mean 0 and standard deviation 1",
-        cause="unscaled_targets",
-        fits=_suspected("unscaled_targets"),
-        data=lambda batches: _standardise(batches, 1),
-    ),
-    *(
-        Change(words="ReLU at He's scale as the activation", cause=cause, fits=_suspected(cause), network=_relu_instead)
-        for cause in ("saturating_activation", "unbounded_activation")
-    ),
-    Change(
-        words="a learning rate that moves weights by a thousandth of their size a step",
-        cause="learning_rate_too_low",
-        fits=_suspected("learning_rate_too_low"),
-        network=_usual_pace,
-    ),
-)
+    return min(wanted, longest, max(REPLAY_STEPS, recording.steps))
 
 
 def scene_from(
@@ -268,14 +230,18 @@ def scene_from(
     return Scene(start=start, batches=batches, loss=loss)
 
 
-def report_on(recording: Recording, scene: Scene | None = None) -> Report:
-    """The report on a recording; with a scene to replay from, causes are tried out on copies."""
-    symptoms = find(recording)
-    return Report.of(recording, experiments(scene, recording, symptoms) if scene is not None else {})
+def report_on(recording: Recording, scene_at: SceneAt | None = None) -> Report:
+    """The report on a recording; with scenes to replay from, causes are tried out on copies."""
+    if scene_at is None:
+        return Report.of(recording)
+    first = scene_at(0)
+    with isolated_rng(), one_thread():
+        recording = replace(recording, reach=reach_of(first.start()[0], first.batches, first.loss))
+    return Report.of(recording, experiments(scene_at, recording, find(recording)))
 
 
 def first_batches(stream: Iterator[Any], count: int) -> list[Batch]:
-    """The first batches of a stream, as pairs; fewer where they would take more than `KEPT_BYTES`."""
+    """The next batches of a stream, as pairs; fewer where they would take more than `KEPT_BYTES`."""
     found: list[Batch] = []
     size = 0
     for batch in islice(stream, count):

@@ -30,6 +30,12 @@ def first_float(value: Any) -> Tensor | None:
 
 def call(model: nn.Module, input: Any) -> Any:
     """The model's output: a tuple or list is its arguments, a dict its keyword arguments."""
+    args, kwargs = arguments(input)
+    return model(*args, **kwargs)
+
+
+def arguments(input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How an input is passed to a model: positional arguments, keyword arguments."""
     if isinstance(input, Mapping):
-        return model(**input)
-    return model(*input) if isinstance(input, (tuple, list)) else model(input)
+        return (), dict(input)
+    return (tuple(input) if isinstance(input, (tuple, list)) else (input,)), {}

@@ -86,7 +86,7 @@ class Recorder:
         def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
             if armed or not torch.is_grad_enabled() or not module.training or not _extent((args, kwargs))[0]:
                 return
-            self._keep(args, kwargs)
+            self.keep(args, kwargs)
             armed.append(Probe(self._model, self.step) if read else None)
             if (probe := armed[0]) is not None:
                 probe.keep_weights()
@@ -169,7 +169,8 @@ class Recorder:
         self.losses += [next(values) if isinstance(loss, Tensor) else float(loss) for loss in self._pending]
         self._pending.clear()
 
-    def _keep(self, args: Any, kwargs: Any) -> None:
+    def keep(self, args: Any, kwargs: Any) -> None:
+        """Keep the arguments of a forward pass for the closing reading; the oldest go where there are enough."""
         samples, size = _extent((args, kwargs))
         self._full = self._full or size + sum(b for _, b in self._extents) > KEPT_BYTES
         if size > KEPT_BYTES:

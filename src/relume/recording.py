@@ -99,6 +99,18 @@ class InitialWeight:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """The least loss on some samples that any outputs of the last layer could give."""
+
+    layer: str  # the last one with parameters
+    first: float  # the loss before training, in eval mode
+    floor: float  # with what stands behind the layer
+    free: float  # if nothing did
+    constant: float | None = None  # with the same output for every sample; None where too few samples were at hand
+    classes: bool = False  # targets are class numbers, so that the greatest output may be right all the same
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
     """All that a watch has read."""
 
@@ -108,6 +120,7 @@ class Recording:
     readings: tuple[Reading, ...] = ()
     losses: tuple[float, ...] = ()  # of every step, NaN where none was given
     initial: Mapping[str, InitialWeight] = field(default_factory=dict)
+    reach: Reach | None = None  # None: nothing stands between the last layer and the loss, or it could not be told
     blind: tuple[str, ...] = ()  # what could not be seen, and why, one sentence each
     steps: int = 0
     trained: bool = True  # False: a check-up, nothing was trained

@@ -26,6 +26,7 @@ Cause = Literal[
 
 
 CERTAIN = 1.0  # a fact rather than a clue
+PLAIN = 0.5  # strong enough to name a cause without a replay
 FAINT = 0.1  # worth a replay, and nothing by itself
 
 
@@ -132,7 +133,7 @@ def sound_gain(site: Site) -> float:
 def suspect_rate(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
     """Steps that move weights by a large share of their own size throw units out of the data's reach."""
     structural = [s for s in complaint if s.kind in ("dead", "saturated", "vanishing", "exploding")]
-    if structural and all(s.born for s in structural):
+    if structural and all(s.born for s in structural) and not any(s.kind == "not_learning" for s in complaint):
         return None  # what is so before the first step is not the learning rate's doing
     moved = [
         (w.update / w.norm, reading.step, name)
@@ -251,14 +252,23 @@ def suspect_shape(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspi
 
 
 def suspect_output(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
-    """An activation on the network's own output that is flat where the targets are."""
+    """A function on the network's own output that is flat where the targets are, or never gets there."""
+    apart = next((s for s in complaint if "least_loss" in s.evidence), None)
+    if apart is not None and recording.reach is not None:
+        least, without = apart.evidence["least_loss"], apart.evidence["least_loss_without"]
+        return Suspicion(
+            cause="output_activation",
+            strength=PLAIN if recording.reach.classes else CERTAIN,
+            because=f"No weights can bring the loss below {number(least)}: the function behind "
+            f"{layer_name(recording.reach.layer)} cannot give the targets. Without it the least is {number(without)}.",
+        )
     dead: dict[str, int] = {}
     for symptom in complaint:
         if symptom.kind == "dead":
             dead[symptom.site] = dead.get(symptom.site, 0) + len(symptom.units)
     for site in recording.sites:
         count = dead.get(site.name, 0)
-        if site.output and 2 * count >= site.units:
+        if site.output and count:
             return Suspicion(
                 cause="output_activation",
                 strength=CERTAIN if count == site.units else 0.9,
@@ -270,7 +280,7 @@ def suspect_output(recording: Recording, complaint: tuple[Symptom, ...]) -> Susp
 
 def suspect_no_gradient(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
     """Layers that run and could be trained, but that no gradient ever reaches (`symptoms.find_cut_off`)."""
-    cut = {s.site for s in complaint if s.kind == "not_learning" and s.site}
+    cut = {s.site for s in complaint if "readings_without_gradient" in s.evidence}
     if not cut:
         return None
     names = [layer_name(site.weight) for site in recording.sites if site.name in cut]

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -16,8 +17,9 @@ from torch.optim import Optimizer
 
 from relume.interventions import report_on, scene_from
 from relume.journal import Journal
+from relume.nested import arguments
 from relume.recorder import Recorder
-from relume.recording import Recording
+from relume.recording import Reading, Recording
 from relume.report import Report
 
 log = logging.getLogger("relume")
@@ -133,6 +135,18 @@ class watch:
     # the recording ------------------------------------------------------------------------------------------------
 
     @property
+    def latest(self) -> Reading | None:
+        """The newest reading."""
+        return self._recorder.readings[-1] if self._recorder.readings else None
+
+    def keep_more(self, inputs: Iterable[Any]) -> None:
+        """Keep further inputs of the same data for the closing reading, until there are enough for a verdict."""
+        for input in inputs:
+            if self._retired or self._recorder.keeps_enough:
+                break
+            self._recorder.keep(*arguments(input))
+
+    @property
     def recording(self) -> Recording:
         """All that was read so far, closed by a reading of the latest batches with the weights as they are now."""
         return self._recording(closing=not self._retired)
@@ -160,10 +174,10 @@ class watch:
 
         Given the loss function, the first steps are replayed on copies of the network to tell the causes apart.
         """
-        scene = None
-        if self._start is not None and self._optimizer is not None and self._loss is not None and self._recorder.first:
-            scene = scene_from(self._model, self._optimizer, self._start, self._rates, self._recorder.first, self._loss)
-        return report_on(self.recording, scene)
+        if self._start is None or self._optimizer is None or self._loss is None or not self._recorder.first:
+            return report_on(self.recording)
+        scene = scene_from(self._model, self._optimizer, self._start, self._rates, self._recorder.first, self._loss)
+        return report_on(self.recording, lambda since: scene)
 
     def _guarded(self, act: Any, *args: Any) -> None:
         """Do it; an error is logged once and the watch retires, so that the user's training goes on."""

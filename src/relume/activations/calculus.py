@@ -57,6 +57,16 @@ def cut_left(x: Any) -> Any:
     return maximum(x, -FAR)
 
 
+def far_where(vanishes: Any) -> Any:
+    """Where to cut x: just before infinity where its factor vanishes there, and nowhere else.
+
+    The condition is on parameters: a truth value, or a tensor of them where they are learnt.
+    """
+    if is_array(vanishes):
+        return FAR if vanishes else math.inf
+    return FAR / vanishes.float()  # by 1, or by 0
+
+
 # --- the logistic function and its kin --------------------------------------------------------------------------------
 
 
@@ -208,12 +218,12 @@ def gelu_tanh_slope(x: Any) -> Any:
 def leaky(x: Any, slope: Any) -> Any:
     """x, times `slope` on the negative side."""
     if isinstance(slope, float) and slope == 0:
-        return maximum(x, 0.0)  # 0 times -inf is no number
+        return maximum(x, 0.0)
     if isinstance(slope, float) and not is_array(x):
         from torch.nn.functional import leaky_relu  # here, because the catalogue works without torch
 
         return leaky_relu(x, slope)
-    return maximum(x, 0.0) + slope * minimum(x, 0.0)
+    return maximum(x, 0.0) + slope * clip(x, -far_where(slope == 0), 0.0)  # 0 times -inf is no number
 
 
 def floored(x: Any, low: float) -> Any:
@@ -233,4 +243,5 @@ def softsign(x: Any) -> Any:
 
 def bent_ends(x: Any, left: Any, left_slope: Any, right: Any, right_slope: Any) -> Any:
     """What two outer lines add to x clipped to [left, right]."""
-    return left_slope * minimum(x - left, 0.0) + right_slope * maximum(x - right, 0.0)
+    below, above = clip(x - left, -far_where(left_slope == 0), 0.0), clip(x - right, 0.0, far_where(right_slope == 0))
+    return left_slope * below + right_slope * above

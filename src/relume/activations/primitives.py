@@ -80,8 +80,12 @@ def minimum(x: Any, high: Any) -> Any:
 
 
 def clip(x: Any, low: Any, high: Any) -> Any:
-    """x, but never below `low` nor above `high`."""
-    return np.clip(x, low, high) if is_array(x) else x.clamp(low, high)
+    """x, but never below `low` nor above `high`; both may be numbers, or broadcast."""
+    if is_array(x):
+        return np.clip(x, low, high)
+    if is_array(low) != is_array(high):  # torch takes two numbers or two tensors
+        low, high = (x.new_full((), bound) if is_array(bound) else bound.to(x.dtype) for bound in (low, high))
+    return x.clamp(low, high)
 
 
 def capped_exp(x: Any) -> Any:

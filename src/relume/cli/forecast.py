@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
 
-from relume.cli.shared import load, outputs
+from relume.cli.shared import COULD_NOT_RUN, load, outputs
 
 
 @click.command()
@@ -35,8 +36,11 @@ def forecast(subject: str, seed: int, json_path: Path | None, html_path: Path | 
         click.echo(foreseen.text(_columns()))
         if json_path is not None:
             click.echo(f"Numbers: {write(foreseen, json_path, '.json')}", err=True)
+    failed = any("the forward pass fails" in sentence for sentence in foreseen.not_modelled)
     if html_path is not None:
         click.echo(f"Report: {write(foreseen, html_path, '.html')}", err=True)
+    if failed:
+        sys.exit(COULD_NOT_RUN)  # what was foreseen is shown, but the model could not run
 
 
 def _columns() -> int:

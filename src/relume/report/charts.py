@@ -63,7 +63,8 @@ def unit_map(history: SiteHistory, recording: Recording, rows: int | None = None
     columns = _evenly(len(history.steps), COLUMNS)
     died = np.where(history.died == NEVER, np.iinfo(np.int64).max, history.died)
     liveliness = (history.states == SPARSE).sum(axis=0) + 2 * (history.states > SPARSE).sum(axis=0)
-    order = np.lexsort((-liveliness, died))
+    alive = (history.states != DEAD).all(axis=0)  # those that were dead for a while stand between the dead and these
+    order = np.lexsort((-liveliness, alive, died))
     units = order[_evenly(site.units, rows)]
     states = history.states[np.ix_(columns, units)].T
     coded: list[list[Any]] = []
@@ -201,13 +202,14 @@ def replays(report: Report) -> dict[str, Any] | None:
     if diagnosis is None:
         return None
     measure = diagnosis.experiments[0].measure
-    told = next((m.told for m in MEASURES if m.words == measure), numerals.percent)
+    told = next(m.told for m in MEASURES if m.words == measure)
     shares = measure.startswith("share")
+    losses = measure == "loss"  # its burden is relative, and the loss itself says more
     rows = [
         {
             "change": e.change,
-            "burden": _plain(e.burden),
-            "share": numerals.percent(e.burden) if shares else told(e.burden),
+            "burden": _plain((0.0 if e.loss is None else e.loss) if losses else e.burden),
+            "share": numerals.percent(e.burden) if shares else told(e),
             "role": "control" if e.cause is None else "cause" if e.cause == diagnosis.cause else "other",
         }
         for e in diagnosis.experiments

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,8 @@ from relume.activations import activation
 from relume.errors import ActivationError
 from relume.recording import Recording, Site, layer_name
 from relume.report.results import Report
-from relume.symptoms import ENOUGH_SAMPLES, SATURATED_SAMPLES, Symptom
+from relume.symptoms import SATURATED_SAMPLES, Symptom
+from relume.timeline import UnitHistory
 
 # States of one unit in one reading; a map is drawn from these numbers.
 UNSEEN, ALIVE, SPARSE, SATURATED, DEAD, BROKEN = range(6)
@@ -33,6 +35,8 @@ class SiteHistory:
     died: NDArray[np.int64]  # per unit, the step since which it is dead; NEVER for the others
     gradient: float | None  # root mean square over the units, at the last reading with one
     silent_samples: int  # the fewest samples on which a dead unit was silent to the end; 0 where none is dead
+    revived: int = 0  # units that were dead and fire again
+    flickering: int = 0  # units that were dead more than once
 
     @property
     def last(self) -> NDArray[np.uint8]:
@@ -85,7 +89,10 @@ def histories(report: Report) -> tuple[SiteHistory, ...]:
     """Every site's history, in the order of the forward pass."""
     found = {id(s): s for s in (*report.symptoms, *(s for d in report.diagnoses for s in d.symptoms))}.values()
     sites = sorted(report.recording.sites, key=lambda site: site.order)
-    return tuple(_history(report, site, [s for s in found if s.site == site.name]) for site in sites)
+    lives: defaultdict[str, list[UnitHistory]] = defaultdict(list)
+    for unit in report.timeline:
+        lives[unit.site].append(unit)
+    return tuple(_history(report, site, [s for s in found if s.site == site.name], lives[site.name]) for site in sites)
 
 
 def _bounded(name: str) -> bool:
@@ -95,41 +102,38 @@ def _bounded(name: str) -> bool:
         return False
 
 
-def _history(report: Report, site: Site, symptoms: Iterable[Symptom]) -> SiteHistory:
+def _history(report: Report, site: Site, symptoms: Iterable[Symptom], units: Sequence[UnitHistory]) -> SiteHistory:
     readings = report.recording.readings
     shape = (len(readings), site.units)
     states = np.full(shape, UNSEEN, dtype=np.uint8)
-    silent = np.zeros(shape, dtype=bool)
-    samples = np.zeros(len(readings), dtype=np.int64)
     flat, rare = (SATURATED, SATURATED_SAMPLES) if _bounded(site.activation) else (SPARSE, SPARSE_SAMPLES)
     gradient = None
     for row, reading in enumerate(readings):
         read = reading.sites.get(site.name)
         if read is None or len(read.flat_share) != site.units:
             continue
-        samples[row] = read.samples
         states[row] = np.where(read.flat_share >= rare, flat, ALIVE)
         states[row][read.silent] = SPARSE
-        silent[row] = read.silent
         broken = ~(np.isfinite(read.pre_mean) & np.isfinite(read.mean))
         states[row][broken] = BROKEN
-        silent[row] &= ~broken
         if read.gradient is not None:
             squares = np.square(np.asarray(read.gradient, dtype=np.float64))
             gradient = float(np.sqrt(squares.mean())) if squares.size else None
 
     steps = np.array([reading.step for reading in readings], dtype=np.int64)
-    seen = np.flatnonzero(samples)
-    died, evidence = _deaths(steps[seen], silent[seen], samples[seen])
+    died = np.full(site.units, NEVER, dtype=np.int64)
+    for unit in units:
+        if unit.dead_at_end and unit.since is not None:
+            died[unit.unit] = unit.since
     for symptom in symptoms:
-        if symptom.kind == "dead":  # what the detector decided stands, also where this reading of it would not
-            units = np.array([unit for unit in symptom.units if unit < site.units], dtype=np.int64)
-            missing = units[died[units] == NEVER]
-            died[missing] = symptom.since
-    for unit in np.flatnonzero(died != NEVER):
+        if symptom.kind == "dead":  # what the detector decided stands, also where the timeline has too few samples
+            named = np.array([unit for unit in symptom.units if unit < site.units], dtype=np.int64)
+            died[named[died[named] == NEVER]] = symptom.since
+    gone = [(unit.unit, since, until) for unit in units for since, until in unit.dead if until is not None]
+    for unit, since, until in [*gone, *((unit, died[unit], None) for unit in np.flatnonzero(died != NEVER))]:
         column = states[:, unit]
-        column[(steps >= died[unit]) & (column != UNSEEN) & (column != BROKEN)] = DEAD
-    proven = evidence[(died != NEVER) & (evidence > 0)]
+        during = (steps >= since) & (steps < until if until is not None else True)
+        column[during & (column != UNSEEN) & (column != BROKEN)] = DEAD
     return SiteHistory(
         site=site,
         label=labels(report.recording)[site.name],
@@ -137,21 +141,10 @@ def _history(report: Report, site: Site, symptoms: Iterable[Symptom]) -> SiteHis
         states=states,
         died=died,
         gradient=gradient,
-        silent_samples=int(proven.min()) if proven.size else 0,
+        silent_samples=min((unit.samples for unit in units if unit.dead_at_end), default=0),
+        revived=sum(unit.kind == "revived" for unit in units),
+        flickering=sum(unit.kind == "flickering" for unit in units),
     )
-
-
-def _deaths(
-    steps: NDArray[np.int64], silent: NDArray[np.bool_], samples: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Per unit, the step since which it is silent, and on how many samples; NEVER where these are too few."""
-    if not steps.size:
-        return np.full(silent.shape[1], NEVER, dtype=np.int64), np.zeros(silent.shape[1], dtype=np.int64)
-    fired = ~silent[::-1]  # last reading first
-    streak = np.where(fired.any(axis=0), fired.argmax(axis=0), len(steps))  # readings in silence at the end
-    total = np.concatenate([[0], np.cumsum(samples[::-1])])[streak]
-    died = np.where(total >= ENOUGH_SAMPLES, steps[np.clip(len(steps) - streak, 0, len(steps) - 1)], NEVER)
-    return died.astype(np.int64), total.astype(np.int64)
 
 
 def unit_count(report: Report) -> int:

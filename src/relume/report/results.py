@@ -10,6 +10,7 @@ from typing import Any
 from relume.diagnosis import Coverage, Diagnosis, Experiment, diagnose
 from relume.recording import Recording, to_json
 from relume.symptoms import Symptom, find
+from relume.timeline import UnitHistory, timeline
 from relume.verdicts import Arm
 
 
@@ -50,13 +51,14 @@ class Report(_Result):
         symptoms = find(recording)
         read = {name for reading in recording.readings for name in reading.sites}
         names = tuple(site.name for site in recording.sites)
+        diagnoses = diagnose(recording, symptoms, experiments)
         return cls(
-            diagnoses=diagnose(recording, symptoms, experiments),
+            diagnoses=diagnoses,
             coverage=Coverage(
                 sites=names, watched=tuple(name for name in names if name in read), blind=recording.blind
             ),
             recording=recording,
-            symptoms=symptoms,
+            symptoms=tuple(symptom for diagnosis in diagnoses for symptom in diagnosis.symptoms),  # doubts settled
         )
 
     @property
@@ -64,9 +66,14 @@ class Report(_Result):
         """No diagnosis of severity warning or critical."""
         return all(diagnosis.severity == "note" for diagnosis in self.diagnoses)
 
+    @property
+    def timeline(self) -> tuple[UnitHistory, ...]:
+        """What became of every unit, and what happened when it died: derived from the recording at each call."""
+        return timeline(self.recording)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`; keys are the attribute names."""
-        return {"healthy": self.healthy, **to_json(self)}
+        return {"healthy": self.healthy, "timeline": to_json(self.timeline), **to_json(self)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

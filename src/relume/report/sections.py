@@ -92,15 +92,21 @@ def _units(report: Report, static: bool) -> str:
     every = histories(report)
     sites = _site_table(every)
     if static:
-        return _section("units", sites if len(every) <= 8 else fold(words.as_table(len(every)), sites))
+        rows = sites if len(every) <= 8 else fold(words.as_table(len(every)), sites)
+        return _section("units", _moments(report) + rows)
     shown, folded = arranged(every)
     content = [f"<p>{t(words.MAP_INTRO)}</p>", _legend(report, every), _maps(shown, 0)]
     if folded:
         content.append(
             fold(words.more_sites(len(folded), sum(h.ill for h in folded)), _maps(folded, len(shown)), "many")
         )
-    content.append(fold(words.as_table(len(every)), sites))
+    content += [_moments(report), fold(words.as_table(len(every)), sites)]
     return _section("units", "".join(content))
+
+
+def _moments(report: Report) -> str:
+    lines = "".join(f"<li>{t(line)}</li>" for line in words.timeline(report))
+    return f'<div class="moments"><h3>{t(words.TIMELINE)}</h3><ul>{lines}</ul></div>' if lines else ""
 
 
 def _maps(shown: Sequence[SiteHistory], first: int) -> str:

@@ -72,6 +72,10 @@ def _parts(page: Page, width: int, whole_headline: bool) -> Iterator[RenderableT
         for diagnosis in report.diagnoses:
             yield Text()
             yield from _diagnosis(report, diagnosis)
+        if moments := words.timeline(report):
+            yield Text()
+            yield Text(words.TIMELINE, style="bold")
+            yield from map(_item, moments)
         yield Text()
         yield Text(_clean(f"Seen: {coverage(report)}"))
         if report.recording.sites:

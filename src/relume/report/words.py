@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 
 from relume.diagnosis import Diagnosis
 from relume.recording import Recording
-from relume.report.history import SiteHistory, function_name
+from relume.report.history import SiteHistory, function_name, labels
 from relume.report.numerals import count, fine_percent, number, seconds
 from relume.report.results import Report, Trial
 from relume.symptoms import Symptom
+from relume.timeline import UnitHistory, together
 from relume.verdicts import Arm
 
 KINDS = {
@@ -94,7 +96,7 @@ STATES_LONG = {
     "a": "alive",
     "s": "sparse: fires on under 5 % of samples, or silent for a while",
     "p": "saturated: on a flat end for most samples",
-    "x": "dead: silent to the end",
+    "x": "dead: silent on 1,000 samples or more",
     "e": "not finite",
     "-": "not seen",
 }
@@ -173,6 +175,61 @@ def place(symptom: Symptom, label: str, units: int) -> str:
     return label
 
 
+# What happened when units died --------------------------------------------------------------------------------------
+
+TIMELINE = "Timeline"
+MOMENTS = 3  # at which units died that are told one by one; of more, the rest is counted
+
+
+def timeline(report: Report) -> list[str]:
+    """When units died and what happened then, the most at once first; which came back, and which flicker.
+
+    Nothing where no dead units are found that matter: those of a healthy network are no news.
+    """
+    told = [s for d in report.diagnoses for s in d.symptoms if d.severity != "note" or s.at_worst is not None]
+    if not any(s.kind == "dead" for s in told):
+        return []
+    names, units = labels(report.recording), report.timeline
+    groups = together(units)
+    lines = [f"{_who(group, names)} died {_when(group[0])}{_meanwhile(group[0])}" for group in groups[:MOMENTS]]
+    if rest := groups[MOMENTS:]:
+        steps = [group[0].since for group in rest if group[0].since is not None]
+        amount = sum(len(group) for group in rest)
+        lines.append(f"{amount:,} more died in {count(len(rest), 'smaller group')}, the last by step {max(steps):,}")
+    for kind, told in (("revived", "were dead and fire again"), ("flickering", "flicker: dead, firing, dead again")):
+        places = Counter(names[unit.site] for unit in units if unit.kind == kind)
+        if places:
+            where = joined([f"{n:,} of {place}" for place, n in places.most_common()])
+            lines.append(f"Units that {told}: {where}")
+    return lines
+
+
+def _who(group: Sequence[UnitHistory], names: Mapping[str, str]) -> str:
+    return f"{count(len(group), 'unit')} of {names[group[0].site]}"
+
+
+def _when(unit: UnitHistory) -> str:
+    if unit.before is None:
+        return f"before step {unit.since:,}, the first that was read"
+    return (
+        f"between steps {unit.before:,} and {unit.since:,}" if unit.before != unit.since else f"at step {unit.since:,}"
+    )
+
+
+def _meanwhile(unit: UnitHistory) -> str:
+    """Loss, learning rate and size of the step, those that are known: ": loss 3.1 -> 9.8, learning rate 0.5"."""
+    parts = []
+    if unit.loss is not None:
+        known = [number(loss) for loss in (unit.loss_before, unit.loss) if loss is not None]
+        parts.append(f"loss {' -> '.join(dict.fromkeys(known))}")
+    if unit.learning_rate is not None:
+        parts.append(f"learning rate {number(unit.learning_rate)}")
+    if unit.update_ratio is not None:
+        usual = f" (usual {number(unit.usual_ratio)})" if unit.usual_ratio is not None else ""
+        parts.append(f"step {unit.update_step:,} moved the layer by {number(unit.update_ratio)} of its size{usual}")
+    return f": {', '.join(parts)}" if parts else ""
+
+
 def trial_terms(trial: Trial) -> str:
     """Under which terms the arms were compared."""
     terms = [
@@ -217,8 +274,12 @@ def map_text(history: SiteHistory) -> str:
         if steps.size
         else ""
     )
+    back = "".join(
+        f"; {n:,} {told}" for n, told in ((history.revived, "revived"), (history.flickering, "flickering")) if n
+    )
     return (
-        f"{history.label}, {function_name(site.activation)}: {history.dead:,} of {site.units:,} units dead{born}{when}."
+        f"{history.label}, {function_name(site.activation)}: {history.dead:,} of {site.units:,} units dead"
+        f"{born}{when}{back}."
     )
 
 
@@ -294,10 +355,11 @@ def map_amount(history: SiteHistory) -> str:
     """The number beside a map's name."""
     last = history.last.tolist()
     units = history.site.units
+    back = f", {history.revived:,} revived" if history.revived else ""
     for state, letter in ((5, "e"), (4, "x"), (3, "p")):
         if last.count(state) > 0:
-            return f"{last.count(state):,} of {units:,} {STATES[letter]}"
-    return f"{last.count(1) + last.count(2):,} of {units:,} alive"
+            return f"{last.count(state):,} of {units:,} {STATES[letter]}{back}"
+    return f"{last.count(1) + last.count(2):,} of {units:,} alive{back}"
 
 
 def first_death(history: SiteHistory) -> str:

@@ -18,16 +18,19 @@ from relume.symptoms.course import (
     find_non_finite,
     find_not_learning,
     find_oscillating,
+    find_out_of_reach,
     find_vanishing,
     gradient_by_depth,
 )
-from relume.symptoms.evidence import progress, usual_update
+from relume.symptoms.evidence import late_loss, progress, usual_update
 from relume.symptoms.record import (
     BORN_EXCESS,
+    CLOSED_SAMPLES,
     CLOSED_SITE,
     DEAD_OF_NETWORK,
     DEAD_OF_SITE,
     ENOUGH_SAMPLES,
+    FEWEST_BLOCKS,
     FEWEST_LOSSES,
     FEWEST_READINGS,
     FEWEST_SITES,
@@ -36,8 +39,10 @@ from relume.symptoms.record import (
     LEARNT,
     MOSTLY_CONSTANT,
     ORDERS,
+    PULLED,
     SATURATED_SAMPLES,
     SEVERITIES,
+    SMOOTHED,
     STILL,
     SWINGS,
     UNLEARNT,
@@ -50,11 +55,13 @@ from relume.symptoms.units import find_dead, find_off_centre, find_saturated
 
 __all__ = [
     "BORN_EXCESS",
+    "CLOSED_SAMPLES",
     "CLOSED_SITE",
     "DEAD_OF_NETWORK",
     "DEAD_OF_SITE",
     "DETECTORS",
     "ENOUGH_SAMPLES",
+    "FEWEST_BLOCKS",
     "FEWEST_LOSSES",
     "FEWEST_READINGS",
     "FEWEST_SITES",
@@ -63,8 +70,10 @@ __all__ = [
     "LEARNT",
     "MOSTLY_CONSTANT",
     "ORDERS",
+    "PULLED",
     "SATURATED_SAMPLES",
     "SEVERITIES",
+    "SMOOTHED",
     "STILL",
     "SWINGS",
     "UNLEARNT",
@@ -81,10 +90,12 @@ __all__ = [
     "find_not_learning",
     "find_off_centre",
     "find_oscillating",
+    "find_out_of_reach",
     "find_saturated",
     "find_vanishing",
     "gradient_by_depth",
     "gravest",
+    "late_loss",
     "progress",
     "saturated_share",
     "usual_update",
@@ -97,6 +108,7 @@ DETECTORS: tuple[Callable[[Recording], Iterator[Symptom]], ...] = (
     find_exploding,
     find_vanishing,
     find_not_learning,
+    find_out_of_reach,
     find_cut_off,
     find_oscillating,
     find_off_centre,
@@ -129,7 +141,7 @@ def burden(recording: Recording, symptoms: tuple[Symptom, ...], kinds: tuple[Kin
             worst = max(worst, min(1.0, lost))
         elif symptom.kind == "non_finite":
             worst = 1.0
-        elif symptom.kind in ("not_learning", "oscillating"):
+        elif symptom.kind in ("not_learning", "oscillating") and symptom.severity != "note":
             worst = max(worst, 0.5)
     return worst
 

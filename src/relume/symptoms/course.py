@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from relume.recording import Reading, Recording, Site
-from relume.symptoms.evidence import by_progress, falls, progress, sound, usual_update
+from relume.symptoms.evidence import by_progress, falls, late_loss, progress, smoothed, sound, usual_update
 from relume.symptoms.record import (
     CLOSED_SITE,
     FEWEST_LOSSES,
@@ -16,10 +16,12 @@ from relume.symptoms.record import (
     FEWEST_SITES,
     GRADIENT_RATIO,
     LEAPS,
+    LEARNT,
     STILL,
     SWINGS,
     UNLEARNT,
     Kind,
+    Severity,
     Symptom,
 )
 from relume.symptoms.units import find_dead, find_saturated
@@ -127,27 +129,62 @@ def _non_finite(site: str, step: int, evidence: dict[str, float]) -> Symptom:
 
 
 def find_not_learning(recording: Recording) -> Iterator[Symptom]:
-    """A loss that ends where it began; also one that creeps down, where the weights hardly moved in the whole run."""
+    """A loss that ends where it began, or no better than the best constant answer (`Reach.constant`).
+
+    One that creeps down may be slow or may be near its floor: replays have to say which, unless the weights hardly
+    moved in the whole run.
+    """
     fallen = progress(recording)
     losses = np.asarray(recording.losses, dtype=float)
     if fallen is None or not np.isfinite(losses).all():
         return
-    late = losses[len(losses) // 2 :]
-    if abs(float(np.mean(losses))) < 2 * float(np.std(losses)):
-        return  # a loss around zero, such as a policy gradient's or a critic's, says nothing by its size
-    creeps = falls(losses[len(losses) // 10 :])
+    course, late = smoothed(recording), late_loss(losses)
+    if abs(float(np.mean(course))) < 2 * float(np.std(course)) and float(np.min(course)) < 0:
+        return  # a loss around zero, such as a policy gradient's, says nothing by its size
+    reach = recording.reach
+    constant = reach.constant if reach is not None else None
+    beaten = constant is None or reach is None or late < constant - UNLEARNT * (constant - reach.floor)
+    if late <= 0 or (fallen >= UNLEARNT and beaten):
+        return
+    creeps = falls(course[len(course) // 10 :])
     # A network that was trained before may have arrived, and then has nowhere to go.
     stands = not recording.resumed and 0 < usual_update(recording) * recording.steps < STILL
-    if fallen < UNLEARNT and (stands or not creeps) and float(np.mean(late)) > 0:
-        yield Symptom(
-            kind="not_learning", site="", since=0, born=True,
-            evidence={
-                "progress": fallen,
-                "first_loss": float(losses[:3].mean()),
-                "last_loss": float(late[-10:].mean()),
-            },
-            severity="critical" if fallen <= 0.02 else "warning",
-        )  # fmt: skip
+    worst: Severity = "critical" if fallen <= 0.02 else "warning"
+    yield Symptom(
+        kind="not_learning", site="", since=0, born=True,
+        evidence={
+            "progress": fallen,
+            "first_loss": float(losses[:3].mean()),
+            "last_loss": late,
+            **({"constant_loss": constant} if constant is not None else {}),
+        },
+        severity=worst if fallen < UNLEARNT and (stands or not creeps) else "note",
+        at_worst=worst,
+    )  # fmt: skip
+
+
+def find_out_of_reach(recording: Recording) -> Iterator[Symptom]:
+    """Targets that the function behind the last layer cannot give, whatever the weights (`relume.reach`).
+
+    Where targets are class numbers the right class may win all the same; then it is a note while the loss comes down
+    at least half of the way that is left to it.
+    """
+    reach = recording.reach
+    if reach is None or reach.first <= reach.free:
+        return
+    lost = (reach.floor - reach.free) / (reach.first - reach.free)
+    if lost < UNLEARNT:
+        return
+    losses = np.asarray(recording.losses, dtype=float)
+    came = reach.first - (late_loss(losses) if len(losses) else reach.first)
+    wins = reach.classes and came >= LEARNT * (reach.first - reach.floor)
+    yield Symptom(
+        kind="not_learning",
+        site=next((site.name for site in recording.sites if site.output), ""),
+        born=True,
+        evidence={"least_loss": reach.floor, "least_loss_without": reach.free, "first_loss": reach.first},
+        severity="note" if wins else "warning",
+    )
 
 
 def find_cut_off(recording: Recording) -> Iterator[Symptom]:
@@ -177,8 +214,9 @@ def find_oscillating(recording: Recording) -> Iterator[Symptom]:
     losses = np.asarray(recording.losses, dtype=float)
     if len(losses) < FEWEST_LOSSES or not recording.trained or not np.isfinite(losses).all() or losses.min() < 0:
         return
-    first = float(np.median(losses[:5]))
-    late = losses[len(losses) // 2 :]
+    course = smoothed(recording)
+    first = float(np.median(course[: min(5, len(course) // 10)]))
+    late = course[len(course) // 2 :]
     above, below = late > first, late < first / 2
     states = np.where(above, 1, np.where(below, -1, 0))
     leaps = int(np.count_nonzero(np.diff(states[states != 0]) == 2))  # from well below to above, by whatever way
@@ -186,5 +224,5 @@ def find_oscillating(recording: Recording) -> Iterator[Symptom]:
         yield Symptom(
             kind="oscillating", site="", since=len(losses) // 2,
             evidence={"share_above_first_loss": float(above.mean()), "leaps": float(leaps), "first_loss": first},
-            severity="warning",
+            severity="warning", at_worst="warning",
         )  # fmt: skip

@@ -8,8 +8,19 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from relume.activations import ACTIVATIONS
 from relume.recording import Reading, Recording, Site, SiteReading
-from relume.symptoms.record import FEWEST_LOSSES, LEARNT, UNLEARNT, Severity
+from relume.symptoms.record import (
+    CLOSED_SAMPLES,
+    ENOUGH_SAMPLES,
+    FEWEST_BLOCKS,
+    FEWEST_LOSSES,
+    LEARNT,
+    SATURATED_SAMPLES,
+    SMOOTHED,
+    UNLEARNT,
+    Severity,
+)
 
 
 def sound(recording: Recording) -> Iterator[Reading]:
@@ -38,6 +49,19 @@ def trailing(holds: NDArray[np.bool_], readings: list[SiteReading]) -> tuple[NDA
     return len(holds) - length, seen[length]
 
 
+def flat_level(site: Site) -> float | None:
+    """Share of flat samples from which a unit of this site is saturated; None where that is no illness."""
+    row = ACTIVATIONS[site.activation]
+    if not row.saturates or site.output:
+        return None
+    return 1.0 if any(tail.slope != 0 for tail in row.tails(**site.parameters)) else SATURATED_SAMPLES
+
+
+def enough(samples: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Units seen to be so on enough samples; where all of a site are, together they need fewer."""
+    return samples >= (CLOSED_SAMPLES if samples.min(initial=0) >= CLOSED_SAMPLES else ENOUGH_SAMPLES)
+
+
 def from_birth(recording: Recording, steps: NDArray[np.int64]) -> bool:
     """Whether the first reading is of the weights before any training."""
     return bool(len(steps)) and (int(steps[0]) == 0 or not recording.trained)
@@ -52,10 +76,28 @@ def progress(recording: Recording) -> float | None:
     losses = losses[np.isfinite(losses)]
     if len(losses) < FEWEST_LOSSES or not recording.trained:
         return None
-    early = losses[: max(3, len(losses) // 50)]  # a tenth is too late: many networks learn most in their first steps
-    late = losses[-max(10, len(losses) // 10) :]
+    some = min(_width(recording), len(losses) // 10)  # single samples say little
+    early = losses[: max(3, len(losses) // 50, some)]  # a tenth is too late: many networks learn most at first
     first = float(np.mean(early))
-    return (first - float(np.mean(late))) / abs(first) if first else 0.0
+    return (first - late_loss(losses)) / abs(first) if first else 0.0
+
+
+def late_loss(losses: NDArray[np.float64]) -> float:
+    """Mean over the last tenth of the run."""
+    return float(np.mean(losses[-max(10, len(losses) // 10) :]))
+
+
+def smoothed(recording: Recording) -> NDArray[np.float64]:
+    """The losses, averaged over so many steps that each stands for `SMOOTHED` samples at least."""
+    losses = np.asarray(recording.losses, dtype=float)
+    width = min(_width(recording), max(1, len(losses) // FEWEST_BLOCKS))
+    whole = len(losses) // width * width
+    return losses[len(losses) - whole :].reshape(-1, width).mean(axis=1) if whole else losses
+
+
+def _width(recording: Recording) -> int:
+    samples = next((r.input.samples for r in recording.readings if r.input is not None), SMOOTHED)
+    return math.ceil(SMOOTHED / max(1, samples))
 
 
 def by_progress(recording: Recording) -> Severity:

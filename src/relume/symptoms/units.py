@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from relume.activations import ACTIVATIONS
-from relume.recording import Recording, Site
-from relume.symptoms.evidence import by_progress, from_birth, trailing, unit_sites
+from relume.recording import Recording, Site, SiteReading
+from relume.symptoms.evidence import by_progress, enough, flat_level, from_birth, trailing, unit_sites
 from relume.symptoms.record import (
     BORN_EXCESS,
     CLOSED_SITE,
     DEAD_OF_NETWORK,
     DEAD_OF_SITE,
-    ENOUGH_SAMPLES,
     MOSTLY_CONSTANT,
-    SATURATED_SAMPLES,
+    PULLED,
     Severity,
     Symptom,
     at_least,
@@ -29,15 +29,16 @@ from relume.theory import dead_unit_chance, relu_correlation
 def find_dead(recording: Recording) -> Iterator[Symptom]:
     """Units that never left a tail of slope zero since some step, over enough samples; born so, or died."""
     found: list[Symptom] = []
-    counted = total = 0
+    counted = gone = total = 0
     for site, steps, readings in unit_sites(recording):
         total += site.units if ACTIVATIONS[site.activation].can_die else 0
         silent = np.array([r.silent for r in readings])
         start, samples = trailing(silent, readings)
-        dead = (samples >= ENOUGH_SAMPLES) & (start < len(readings))
+        dead = enough(samples) & (start < len(readings))
         expected = _expected_share(recording, site, samples)
         born = dead & (start == 0) & from_birth(recording, steps)
         counted += int((dead & ~born).sum())
+        gone += int(dead.sum())
         for units, is_born in ((born, True), (dead & ~born, False)):
             if not units.any():
                 continue
@@ -60,20 +61,36 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
                         "median_step": float(np.median(since)),
                         **({"expected_share": expected} if is_born else {}),
                     },
-                    severity=_dead_severity(share, all_dead, expected, is_born and not recording.resumed, site),
+                    severity=_dead_severity(
+                        share, all_dead, expected, is_born and not recording.resumed, site, _pulled(dead, readings)
+                    ),
                 )
             )
     worst: Severity = "critical" if counted >= DEAD_OF_SITE * total else "warning"
     if total and counted / total >= DEAD_OF_NETWORK:
         found = [s if s.born else at_least(s, worst) for s in found]
-    yield from found
+    doubtful = by_progress(recording) == "note" and gone < DEAD_OF_SITE * total
+    yield from (_doubted(s) if doubtful else s for s in found)
 
 
-def _dead_severity(share: float, all_dead: float, expected: float, born: bool, site: Site) -> Severity:
+def _doubted(symptom: Symptom) -> Symptom:
+    """Units that died in a network that plainly learns with its others: replays have to say whether it misses them."""
+    if symptom.severity == "note" or symptom.born or symptom.share >= CLOSED_SITE:
+        return symptom
+    return replace(symptom, severity="note", at_worst=symptom.severity)
+
+
+def _pulled(dead: NDArray[np.bool_], readings: list[SiteReading]) -> bool:
+    """Whether the loss still pulls at the output of a dead unit, which cannot follow."""
+    gradient = next((r.gradient for r in reversed(readings) if r.gradient is not None), None)
+    return gradient is not None and bool((gradient[dead] > PULLED * gradient.max(initial=0.0)).any())
+
+
+def _dead_severity(share: float, all_dead: float, expected: float, born: bool, site: Site, pulled: bool) -> Severity:
     if share >= CLOSED_SITE:
         return "critical"
     one = 1 / site.units  # one unit is never an excess
-    if site.output and all_dead >= DEAD_OF_SITE:
+    if site.output and (pulled or all_dead >= DEAD_OF_SITE):
         return "critical" if all_dead >= CLOSED_SITE else "warning"  # no other unit can stand in for an output
     if not born:
         return "warning" if share >= DEAD_OF_SITE + one else "note"
@@ -126,15 +143,14 @@ def find_saturated(recording: Recording) -> Iterator[Symptom]:
     when the task is solved.
     """
     for site, steps, readings in unit_sites(recording):
-        row = ACTIVATIONS[site.activation]
-        if not row.saturates or site.output:
+        level = flat_level(site)
+        if level is None:
             continue
-        one_sided = any(tail.slope != 0 for tail in row.tails(**site.parameters))
         flat = np.array([r.flat_share for r in readings])
         silent = np.array([r.silent for r in readings])
-        start, samples = trailing(flat >= (1.0 if one_sided else SATURATED_SAMPLES), readings)
+        start, samples = trailing(flat >= level, readings)
         dead, _ = trailing(silent, readings)
-        lost = (samples >= ENOUGH_SAMPLES) & (start < len(readings)) & (dead >= len(readings))
+        lost = enough(samples) & (start < len(readings)) & (dead >= len(readings))
         if not lost.any():
             continue
         share = float(lost.mean())

@@ -40,7 +40,8 @@ def _elliott(x: Any) -> Any:
 
 
 def _isru(x: Any, alpha: float) -> Any:
-    x = clip(x, -1e18, 1e18)  # whose square is no infinity
+    far = 1e18 / max(1.0, math.sqrt(alpha))  # alpha times its square is no infinity, in float32 too
+    x = clip(x, -far, far)
     return over(x, sqrt(plus(times(square(x), alpha), 1.0)))
 
 
@@ -281,7 +282,7 @@ BOUNDED = (
         tex=r"\sin(\omega x)",
         f=lambda x, omega: sin(omega * x),
         df=lambda x, omega: cos(omega * x) * omega,
-        parameters={"omega": Parameter(default=1.0)},
+        parameters={"omega": Parameter(default=1.0, low=1e-6)},
         left=Tail(math.nan),
         right=Tail(math.nan),
         range=(-1.0, 1.0),

@@ -1,8 +1,9 @@
 """Functions made of straight or squared pieces, and the identity."""
 
 import math
+from typing import Any
 
-from relume.activations.calculus import bent_ends, cut, floored, leaky
+from relume.activations.calculus import bent_ends, cut, far_where, floored, leaky
 from relume.activations.primitives import (
     absolute,
     choose,
@@ -18,6 +19,23 @@ from relume.activations.primitives import (
     times,
 )
 from relume.activations.row import Activation, Parameter, Tail
+
+
+def _star_relu(x: Any, scale: Any, bias: Any) -> Any:
+    x = clip(x, 0.0, far_where(scale == 0))
+    return plus(times(scale * x, x), bias, last=True)
+
+
+# Training may move the left threshold past the right one, of which the paper says nothing: then the two count as one.
+def _srelu(x: Any, t_left: Any, a_left: Any, t_right: Any, a_right: Any) -> Any:
+    t_left = minimum(t_left, t_right)
+    return clip(x, t_left, t_right) + bent_ends(x, t_left, a_left, t_right, a_right)
+
+
+def _srelu_slope(x: Any, t_left: Any, a_left: Any, t_right: Any, a_right: Any) -> Any:
+    inner, outer = step(x - minimum(t_left, t_right)), step(x - t_right)
+    return a_left * (1 - inner) + inner * (1 - outer) + a_right * outer
+
 
 _STRAIGHT = (
     Activation(
@@ -160,27 +178,27 @@ _STRAIGHT = (
         module="relume.nn.SReLU",
         tex=r"\begin{cases} t_r + a_r (x - t_r) & x > t_r \\ x & t_l < x \le t_r \\ t_l + a_l (x - t_l) & x \le t_l "
         r"\end{cases}",
-        f=lambda x, t_left, a_left, t_right, a_right: (
-            clip(x, t_left, t_right) + bent_ends(x, t_left, a_left, t_right, a_right)
-        ),
-        df=lambda x, t_left, a_left, t_right, a_right: (
-            a_left * (1 - step(x - t_left)) + step(x - t_left) * (1 - step(x - t_right)) + a_right * step(x - t_right)
-        ),
+        f=_srelu,
+        df=_srelu_slope,
         parameters={
             "t_left": Parameter(
                 default=0.0,
                 init_argument="t_left",
-                derivative=lambda x, t_left, a_left, t_right, a_right: (1 - a_left) * (1 - step(x - t_left)),
+                derivative=lambda x, t_left, a_left, t_right, a_right: (
+                    (1 - a_left) * (1 - step(x - t_left)) * (1 - step(t_left - t_right))
+                ),
             ),
             "a_left": Parameter(
                 default=0.2,
                 init_argument="a_left",
-                derivative=lambda x, t_left, a_left, t_right, a_right: minimum(x - t_left, 0.0),
+                derivative=lambda x, t_left, a_left, t_right, a_right: minimum(x - minimum(t_left, t_right), 0.0),
             ),
             "t_right": Parameter(
                 default=1.0,
                 init_argument="t_right",
-                derivative=lambda x, t_left, a_left, t_right, a_right: (1 - a_right) * step(x - t_right),
+                derivative=lambda x, t_left, a_left, t_right, a_right: (
+                    (1 - a_right) * step(x - t_right) + (1 - a_left) * (1 - step(x - t_right)) * step(t_left - t_right)
+                ),
             ),
             "a_right": Parameter(
                 default=0.5,
@@ -188,9 +206,13 @@ _STRAIGHT = (
                 derivative=lambda x, t_left, a_left, t_right, a_right: maximum(x - t_right, 0.0),
             ),
         },
-        left=lambda t_left, a_left, t_right, a_right: Tail(a_left, knee=t_left if a_left != 1 else t_right),
-        right=lambda t_left, a_left, t_right, a_right: Tail(a_right, knee=t_right if a_right != 1 else t_left),
-        kinks=lambda t_left, a_left, t_right, a_right: (t_left, t_right),
+        left=lambda t_left, a_left, t_right, a_right: Tail(
+            a_left, knee=min(t_left, t_right) if a_left != 1 else t_right
+        ),
+        right=lambda t_left, a_left, t_right, a_right: Tail(
+            a_right, knee=t_right if a_right != 1 else min(t_left, t_right)
+        ),
+        kinks=lambda t_left, a_left, t_right, a_right: (min(t_left, t_right), t_right),
         range=(-math.inf, math.inf),
         monotone=True,
         when="For convolutional networks with parameters to spare: four learnt numbers a channel bend both sides.",
@@ -282,8 +304,8 @@ _CURVED = (
         name="star_relu",
         module="relume.nn.StarReLU",
         tex=r"s \max(0, x)^2 + b",
-        f=lambda x, scale, bias: plus(times(square(maximum(x, 0.0)), scale), bias, last=True),
-        df=lambda x, scale, bias: times(maximum(x, 0.0), 2 * scale),
+        f=_star_relu,
+        df=lambda x, scale, bias: times(clip(x, 0.0, far_where(scale == 0)), 2 * scale),
         parameters={
             "scale": Parameter(
                 default=0.8944,

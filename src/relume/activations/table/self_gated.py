@@ -8,6 +8,7 @@ from relume.activations.calculus import (
     cut,
     cut_left,
     expit,
+    far_where,
     gated,
     gelu,
     gelu_slope,
@@ -82,7 +83,8 @@ def _serf_slope(x: Any) -> Any:
 def _aptx(x: Any, alpha: float, beta: float, gamma: float) -> Any:
     if alpha == 1:
         return times(gated(cut_left(x), x, 2 * beta), 2 * gamma)
-    return times(times(plus(times(expit(2 * beta * x), 2.0), alpha - 1), gamma), x)
+    gate = plus(times(expit(2 * beta * x), 2.0), alpha - 1)
+    return times(times(gate, gamma), clip(x, -math.inf, far_where(alpha == -1)))
 
 
 def _telu_slope(x: Any) -> Any:
@@ -122,7 +124,7 @@ _LOGISTIC = (
         name="swish",
         module="relume.nn.Swish",
         tex=r"\frac{x}{1 + e^{-\beta x}}",
-        f=lambda x, beta: gated(cut_left(x), beta * cut(x)),
+        f=lambda x, beta: gated(clip(x, -far_where(beta > 0), far_where(beta < 0)), beta * cut(x)),
         df=lambda x, beta: silu_slope(beta * cut(x)),
         parameters={
             "beta": Parameter(
@@ -192,7 +194,7 @@ _LOGISTIC = (
         parameters={
             "alpha": Parameter(default=1.0),
             "beta": Parameter(default=1.0, low=1e-6),
-            "gamma": Parameter(default=0.5),
+            "gamma": Parameter(default=0.5, low=1e-6),
         },
         left=lambda alpha, beta, gamma: Tail(gamma * (alpha - 1)),
         right=lambda alpha, beta, gamma: Tail(gamma * (alpha - 1 + 2)),
@@ -213,8 +215,8 @@ _LOGISTIC = (
         monotone=False,
         ulps=16.0,  # right of 0 the derivative has the digits of 1 - s, a difference
         when="Where silu is used and a smaller slope on the right is no harm; scale the initialisation for it.",
-        paper="Zhu, Zeng, Liu, Zhu & Li 2021, Logish: a new nonlinear nonmonotonic activation function, "
-        "Neurocomputing 458",
+        paper="Zhu, Zeng, Liu & Zhang 2021, Logish: a new nonlinear nonmonotonic activation function for "
+        "convolutional neural network, Neurocomputing, doi:10.1016/j.neucom.2021.06.067",
     ),
     Activation(
         name="smish",

@@ -27,7 +27,8 @@ from relume.activations.row import Activation, Parameter, Tail
 
 
 def _isrlu(x: Any, alpha: float) -> Any:
-    left = clip(x, -1e18, 0.0)  # whose square is no infinity
+    # alpha times the square of what is left is no infinity, in float32 too
+    left = clip(x, -1e18 / max(1.0, math.sqrt(alpha)), 0.0)
     return maximum(x, 0.0) + left / sqrt(1 + alpha * square(left))
 
 

@@ -1,0 +1,237 @@
+"""The one thing that a replay changes: the table of changes, and what each does to a copy of a network or its data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from relume.activations import ACTIVATIONS
+from relume.errors import RelumeError
+from relume.grafts import graft
+from relume.initialise import init_
+from relume.nested import first_float
+from relume.recording import Recording, Site
+from relume.suspicions import PLAIN, Cause, sound_gain
+from relume.symptoms import usual_update
+from relume.wiring import follow
+
+USUAL_UPDATE = 1e-3  # of a weight's size per step: the rule of thumb for a sound learning rate
+ADAM_RATE = 1e-3  # Kingma & Ba 2015, section 2: their default, and torch's
+
+Batch = tuple[Any, Any]
+
+
+class CannotChange(Exception):
+    """This change cannot be made to this network; the replay is left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copied:
+    """What a change is made to: a fresh copy, and an input that it takes."""
+
+    recording: Recording
+    model: nn.Module
+    optimizer: Optimizer
+    input: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One thing to change before a replay."""
+
+    words: str
+    cause: Cause
+    fits: Callable[[Recording, Mapping[Cause, float]], bool]  # whether it is worth a replay; given the suspicions
+    network: Callable[[Copied], Optimizer | None] | None = None  # an optimizer that it gives back takes over
+    data: Callable[[Sequence[Batch]], Sequence[Batch]] | None = None
+
+
+# the optimizer ------------------------------------------------------------------------------------------------------
+
+
+def _times(factor: float) -> Callable[[Copied], None]:
+    def change(copied: Copied) -> None:
+        for group in copied.optimizer.param_groups:
+            group["lr"] = group["lr"] * factor
+
+    return change
+
+
+def _usual_pace(copied: Copied) -> None:
+    """The learning rate under which the first steps move the weights by a thousandth of their size."""
+    _times(USUAL_UPDATE / max(usual_update(copied.recording), 1e-12))(copied)
+
+
+# the start ----------------------------------------------------------------------------------------------------------
+
+
+def _zero_biases(copied: Copied) -> None:
+    parameters = dict(copied.model.named_parameters())
+    with torch.no_grad():
+        for site in copied.recording.sites:
+            if site.bias in parameters and not site.normalised:
+                parameters[site.bias].zero_()
+
+
+def _sound_scale(copied: Copied) -> None:
+    """Rescale every layer before an activation to the standard deviation that keeps the signal; the draw stays."""
+    gains = {site.weight: sound_gain(site) for site in copied.recording.sites if site.weight}
+    with torch.no_grad():
+        for name, p in copied.model.named_parameters():
+            if p.dim() < 2 or not p.requires_grad:
+                continue
+            fan_in = p[0].numel()
+            std = float(p.std(correction=0))
+            if name in gains and std > 0:
+                p.sub_(p.mean()).mul_(gains[name] / math.sqrt(fan_in) / std)
+            elif std * math.sqrt(fan_in) > 2:  # a layer without an activation, such as the last
+                p.mul_(1 / (math.sqrt(fan_in) * std))
+
+
+# the data -----------------------------------------------------------------------------------------------------------
+
+
+def _standardise(batches: Sequence[Batch], place: int) -> Sequence[Batch]:
+    firsts = [t for batch in batches if (t := first_float(batch[place])) is not None]
+    if not firsts:
+        return batches
+    values = torch.cat([t.detach().float().reshape(-1) for t in firsts])
+    values = values[torch.isfinite(values)]
+    mean, std = (float(values.mean()), max(float(values.std(correction=0)), 1e-12)) if len(values) else (0.0, 1.0)
+
+    def scaled(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return ((value - mean) / std).nan_to_num(0.0, 0.0, 0.0) if value.is_floating_point() else value
+        if isinstance(value, (tuple, list)):
+            return type(value)(scaled(v) for v in value)
+        return {k: scaled(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    return [tuple(scaled(part) if i == place else part for i, part in enumerate(batch)) for batch in batches]  # type: ignore[misc]
+
+
+# the functions ------------------------------------------------------------------------------------------------------
+
+
+def _exchange(copied: Copied, chosen: Callable[[Site], bool], make: Callable[[], nn.Module]) -> None:
+    """Put another function in the place of some calls, however they are written."""
+    wiring = follow(copied.model, copied.input)
+    targets = [index for index, site in enumerate(wiring.sites) if chosen(site)]
+    if not targets or not graft(copied.model, copied.input, targets, lambda places: make())[0]:
+        raise CannotChange
+
+
+def _relu_instead(copied: Copied) -> None:
+    """ReLU with He's gain at every hidden site."""
+    _exchange(copied, lambda site: not site.output and site.activation != "relu", nn.ReLU)
+    sites = tuple(replace(s, activation="relu", parameters={}) for s in copied.recording.sites if not s.output)
+    _sound_scale(replace(copied, recording=replace(copied.recording, sites=sites)))
+
+
+def _no_function_on_the_output(copied: Copied) -> None:
+    _exchange(copied, lambda site: site.output, nn.Identity)
+
+
+def _by_the_book(copied: Copied) -> Optimizer:
+    """What a textbook would begin with; of functions that are flat on both ends, ReLU in their place."""
+    if any(_flat_ended(site) for site in copied.recording.sites):
+        _exchange(copied, _flat_ended, nn.ReLU)
+    init_(copied.model, "he", example_input=copied.input)
+    return torch.optim.Adam([p for p in copied.model.parameters() if p.requires_grad], lr=ADAM_RATE)
+
+
+def _flat_ended(site: Site) -> bool:
+    row = ACTIVATIONS[site.activation]
+    return not site.output and row.saturates and all(tail.slope == 0 for tail in row.tails(**site.parameters))
+
+
+# the table ----------------------------------------------------------------------------------------------------------
+
+
+def _suspected(*causes: Cause) -> Callable[[Recording, Mapping[Cause, float]], bool]:
+    return lambda recording, strength: any(strength.get(cause, 0.0) > 0 for cause in causes)
+
+
+CHANGES: tuple[Change, ...] = (
+    Change(
+        words="the learning rate divided by 10",
+        cause="learning_rate_too_high",
+        fits=lambda recording, strength: True,  # tried always: it is what people try first
+        network=_times(0.1),
+    ),
+    *(
+        Change(
+            words=f"the learning rate divided by {factor}",
+            cause="learning_rate_too_high",
+            fits=lambda recording, strength: strength.get("learning_rate_too_high", 0.0) >= PLAIN,
+            network=_times(1 / factor),
+        )
+        for factor in (100, 1000)
+    ),
+    Change(
+        words="inputs at mean 0 and standard deviation 1",
+        cause="unscaled_inputs",
+        fits=_suspected("unscaled_inputs"),
+        data=lambda batches: _standardise(batches, 0),
+    ),
+    Change(words="biases at zero", cause="bias", fits=_suspected("bias"), network=_zero_biases),
+    Change(
+        words="initial weights at the scale that keeps signals",
+        cause="initial_scale",
+        fits=_suspected("initial_scale"),
+        network=_sound_scale,
+    ),
+    Change(
+        words="targets at mean 0 and standard deviation 1",
+        cause="unscaled_targets",
+        fits=_suspected("unscaled_targets"),
+        data=lambda batches: _standardise(batches, 1),
+    ),
+    *(
+        Change(words="ReLU at He's scale as the activation", cause=cause, fits=_suspected(cause), network=_relu_instead)
+        for cause in ("saturating_activation", "unbounded_activation")
+    ),
+    Change(
+        words="no function on the output",
+        cause="output_activation",
+        fits=_suspected("output_activation"),
+        network=_no_function_on_the_output,
+    ),
+    Change(
+        words="a learning rate that moves weights by a thousandth of their size a step",
+        cause="learning_rate_too_low",
+        fits=_suspected("learning_rate_too_low"),
+        network=_usual_pace,
+    ),
+)
+
+# Names no cause: it asks whether this network can learn these data at all.
+BY_THE_BOOK = Change(
+    words="Adam at 0.001, He's initialisation and standardised inputs",
+    cause="unknown",
+    fits=lambda recording, strength: True,
+    network=_by_the_book,
+    data=lambda batches: _standardise(batches, 0),
+)
+
+
+def changed(
+    change: Change | None, recording: Recording, model: nn.Module, optimizer: Optimizer, batches: Sequence[Batch]
+) -> tuple[Optimizer, Sequence[Batch]]:
+    """Make a change to a copy and its data; the optimizer and the batches to go on with. Raises `CannotChange`."""
+    if change is None:
+        return optimizer, batches
+    if change.data is not None:
+        batches = change.data(batches)
+    if change.network is not None:
+        try:
+            copied = Copied(recording=recording, model=model, optimizer=optimizer, input=batches[0][0])
+            optimizer = change.network(copied) or optimizer
+        except RelumeError as error:
+            raise CannotChange from error
+    return optimizer, batches
