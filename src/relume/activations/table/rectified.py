@@ -8,7 +8,7 @@ from relume.activations.primitives import (
     absolute,
     choose,
     clip,
-    log,
+    log1p,
     maximum,
     minimum,
     over,
@@ -312,7 +312,9 @@ _CURVED = (
                 init_argument="scale",
                 derivative=lambda x, scale, bias: square(maximum(x, 0.0)),
             ),
-            "bias": Parameter(default=-0.4472, init_argument="bias", derivative=lambda x, scale, bias: 1.0),
+            "bias": Parameter(
+                default=-0.4472, init_argument="bias", derivative=lambda x, scale, bias: 1.0 + 0.0 * cut(x)
+            ),
         },
         left=Tail(0.0, knee=0.0),
         right=lambda scale, bias: Tail(math.copysign(math.inf, scale) if scale else 0.0),
@@ -342,7 +344,7 @@ _CURVED = (
         name="nlrelu",
         module="relume.nn.NLReLU",
         tex=r"\ln(1 + \beta \max(0, x))",
-        f=lambda x, beta: log(plus(times(maximum(x, 0.0), beta), 1.0), own=True),
+        f=lambda x, beta: log1p(times(maximum(x, 0.0), beta), own=True),
         df=lambda x, beta: over(times(step(x), beta), plus(times(maximum(x, 0.0), beta), 1.0)),
         parameters={"beta": Parameter(default=1.0, low=1e-6)},
         left=Tail(0.0, knee=0.0),

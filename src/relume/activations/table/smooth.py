@@ -33,9 +33,9 @@ def _isrlu(x: Any, alpha: float) -> Any:
 
 
 def _squareplus_slope(x: Any, b: float) -> Any:
-    x = clip(x, -1e18, 1e18)  # whose square is no infinity
-    root = sqrt(plus(square(x), b), own=True)
-    return over(plus(b / 2 / plus(absolute(x), root), maximum(x, 0.0)), root)
+    root, near = sqrt(plus(square(x), b), own=True), clip(x, -1e18, 1e18)
+    right = over(plus(absolute(near), near), minimum(root, 1e18))
+    return plus(times(right, 0.5), over(b / 2 / plus(absolute(x), root), root))
 
 
 def _bent_identity(x: Any) -> Any:
