@@ -21,6 +21,7 @@ SPECIFIC = (
     0.25  # a cause seen in the numbers themselves may mend that much less than a lower learning rate, which helps
 )
 # against everything, and still come first
+RULED_OUT = 0.1  # of the burden: a change that takes away no more speaks against its cause
 UNUSUAL_STEP = 10  # times the usual share of its size that a step moves a layer: an order of magnitude
 
 
@@ -178,16 +179,21 @@ def burden_of(complaint: Iterable[Symptom], recording: Recording, symptoms: tupl
 def settled(complaint: tuple[Symptom, ...], experiments: tuple[Experiment, ...]) -> tuple[Symptom, ...]:
     """The complaint with its doubts resolved: what is doubtful counts if a change that takes it away learns more.
 
-    What no change lowers is at its floor, as far as anyone can tell; units that nobody misses are no illness.
+    What no change lowers is at its floor, as far as anyone can tell; units that nobody misses are no illness. For those
+    that were born dead it is enough that a change keeps them alive.
     """
     if not experiments:
         return complaint
-    control = experiments[0]
-    missed = any(e.better and e.burden <= (1 - MENDED) * control.burden for e in experiments[1:])
-    return tuple(
-        s if s.at_worst is None else replace(s, severity=s.at_worst if missed else "note", at_worst=None)
-        for s in complaint
-    )
+    mending = [e for e in experiments[1:] if e.burden <= (1 - MENDED) * experiments[0].burden]
+    missed = any(e.better for e in mending)
+
+    def settle(s: Symptom) -> Symptom:
+        if s.at_worst is None:
+            return s
+        ill = missed or (bool(mending) and s.kind == "dead" and s.born)
+        return replace(s, severity=s.at_worst if ill else "note", at_worst=None)
+
+    return tuple(settle(s) for s in complaint)
 
 
 # The verdict --------------------------------------------------------------------------------------------------------
@@ -255,8 +261,8 @@ def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: 
         cause = rivals[0] if rivals else cause
     elif untested:
         cause = untested[0]  # the strongest: suspicions come sorted
-    elif found:
-        likeliest = max(found, key=lambda s: s.strength + max(0.0, mended.get(s.cause, 0.0)))
+    elif left := [s for s in found if mended.get(s.cause, 1.0) > RULED_OUT]:  # by the replays
+        likeliest = max(left, key=lambda s: s.strength + mended.get(s.cause, 0.0))
         if not experiments or likeliest.strength >= PLAIN:
             cause = likeliest.cause  # plain in the numbers, though no replay took it away
     because += [s.because for s in found if s.cause == cause]

@@ -106,10 +106,13 @@ def _proven(recording: Recording, site: Site, units: NDArray[np.bool_]) -> dict[
 
 
 def _doubted(symptom: Symptom) -> Symptom:
-    """Units that died in a network that plainly learns with its others: replays have to say whether it misses them."""
-    if symptom.severity == "note" or symptom.born or symptom.share >= CLOSED_SITE:
+    """Dead units of a network that plainly learns with its others: replays have to say whether it misses them.
+
+    More that were born dead than initialisation explains are an illness unless the replays find nothing behind them.
+    """
+    if symptom.severity == "note" or symptom.share >= CLOSED_SITE:
         return symptom
-    return replace(symptom, severity="note", at_worst=symptom.severity)
+    return replace(symptom, severity=symptom.severity if symptom.born else "note", at_worst=symptom.severity)
 
 
 def _pulled(dead: NDArray[np.bool_], readings: list[SiteReading]) -> bool:
