@@ -55,6 +55,11 @@ class Operation:
         return self.func(*(swap(a) for a in self.args), **{k: swap(v) for k, v in self.kwargs.items()})
 
 
+def _drawn(value: Tensor | None, state: State, like: Tensor) -> Tensor:
+    """The values of the samples that the probes stand for; of one sample, others like it."""
+    return shown(value, like) if value is not None and len(value) > 1 else spread(state.mean, state.variance, like)
+
+
 _TINY = 1e-300  # below every mean square, and above 0
 
 # A rule gives the states of the results, or None where it does not speak of this call.
@@ -147,8 +152,7 @@ def _projected(
     probe: Tensor, state: State, over: tuple[int, ...], count: int, centred: bool, values: Tensor | None
 ) -> Tensor:
     """What normalisation takes from the gradient: its parts along the mean and along the signal."""
-    known = values is not None and len(values) > 1
-    signal = shown(values, probe) if known else spread(state.mean, state.variance, probe)
+    signal = _drawn(values, state, probe)
     seen = math.prod(probe.shape[d] for d in over)
     parts = 1
     if centred:
@@ -318,11 +322,6 @@ def multiply(op: Operation) -> State | None:
     if state is None or constant is None or (divides and first is None):
         return None
     return _scaled(state, 1 / constant if divides else constant)
-
-
-def _drawn(value: Tensor, state: State, like: Tensor) -> Tensor:
-    """The values of the samples that the probes stand for; of one sample, others like it."""
-    return shown(value, like) if len(value) > 1 else spread(state.mean, state.variance, like)
 
 
 def negate(op: Operation) -> State | None:
