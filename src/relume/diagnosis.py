@@ -59,20 +59,39 @@ class Coverage:
     blind: tuple[str, ...] = ()  # what could not be seen, and why, one sentence each
 
 
+# Best first; "a+b" is both, one after the other, where one is not enough. Recycling wants the cause gone before.
 REMEDIES_FOR: Mapping[Cause, tuple[str, ...]] = {
-    "learning_rate_too_high": ("lower_learning_rate", "batch_norm", "clip_gradients", "prelu", "leaky_relu", "elu"),
-    "learning_rate_too_low": ("raise_learning_rate", "batch_norm"),
-    "initial_scale": ("he_init", "xavier_init", "lsuv_init", "batch_norm"),
-    "bias": ("reset_bias", "recycle", "he_init", "batch_norm", "leaky_relu"),
-    "unscaled_inputs": ("scale_inputs", "batch_norm", "lower_learning_rate"),
-    "unscaled_targets": ("clip_gradients", "lower_learning_rate", "raise_learning_rate"),
-    "saturating_activation": ("batch_norm", "elu", "leaky_relu", "tanh", "xavier_init", "smaller_network"),
-    "unbounded_activation": ("elu", "softplus", "batch_norm", "clip_gradients"),
-    "narrow_and_deep": ("batch_norm", "prelu", "leaky_relu", "elu", "smaller_network"),
-    "output_activation": ("lower_learning_rate",),
-    "no_gradient": (),
-    "unknown": ("batch_norm", "lower_learning_rate", "leaky_relu", "prelu", "elu", "he_init"),
-}
+    "learning_rate_too_high": (
+        "lower_learning_rate", "lower_learning_rate_100x", "lower_learning_rate_1000x", "lower_learning_rate+recycle",
+        "clip_gradients", "batch_norm", "no_weight_decay", "leaky_relu",
+    ),
+    "learning_rate_too_low": (
+        "raise_learning_rate", "raise_learning_rate_100x", "raise_learning_rate_1000x", "raise_learning_rate_10000x",
+        "batch_norm",
+    ),
+    "initial_scale": ("he_init", "xavier_init", "lsuv_init", "he_init+batch_norm", "batch_norm"),
+    "bias": ("reset_bias", "reset_bias+he_init", "he_init", "reset_bias+recycle", "batch_norm", "leaky_relu"),
+    "unscaled_inputs": (
+        "scale_inputs", "batch_norm", "scale_inputs+he_init", "lower_learning_rate", "clip_gradients",
+        "skip_non_finite",
+    ),
+    "unscaled_targets": (
+        "scale_targets", "scale_targets+he_init", "clip_gradients", "lower_learning_rate", "raise_learning_rate",
+    ),
+    "saturating_activation": (
+        "leaky_relu+he_init", "xavier_init+batch_norm", "elu", "batch_norm", "leaky_relu", "tanh", "xavier_init",
+    ),
+    "unbounded_activation": ("elu", "softplus", "batch_norm", "elu+he_init", "clip_gradients"),
+    "narrow_and_deep": (
+        "residual", "layer_norm+leaky_relu", "batch_norm+leaky_relu", "elu+xavier_init", "batch_norm", "prelu",
+    ),
+    "output_activation": ("linear_output", "linear_output+lower_learning_rate", "lower_learning_rate"),
+    "no_gradient": ("keep_gradient", "train_all"),
+    "unknown": (
+        "batch_norm", "lower_learning_rate", "leaky_relu", "he_init+batch_norm", "no_weight_decay", "train_all",
+        "clip_gradients", "skip_non_finite",
+    ),
+}  # fmt: skip
 
 
 # One complaint at a time --------------------------------------------------------------------------------------------
