@@ -232,7 +232,7 @@ BOUNDED = (
         range=(-math.pi / 2, math.pi / 2),
         monotone=True,
         when="Instead of tanh where slower saturation is wanted, or its slope as a surrogate gradient of spikes.",
-        paper="Kamruzzaman & Aziz 2002, A note on activation function in multilayer feedforward learning, IJCNN",
+        paper="Kunc & Klema 2024, Three decades of activations, arXiv:2402.09092, section 3.2.4 (a survey)",
     ),
     Activation(
         name="isru",
