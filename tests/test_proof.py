@@ -437,7 +437,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_guide_tells_what_was_measured():
-    """The guide's table is that of `benchmarks/results/proof.json`, where no unit fired inside the box it was proven on."""
+    """The table is that of `benchmarks/results/proof.json`, where no unit fired inside the box it was proven on."""
     measured = json.loads((ROOT / "benchmarks/results/proof.json").read_text())
     page = (ROOT / "docs/guide/verdicts.md").read_text()
     assert measured["networks"] == 36

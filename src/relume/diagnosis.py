@@ -7,7 +7,7 @@ Rules propose causes (`SUSPICIONS`), each with a strength and the numbers behind
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from relume.activations import ACTIVATIONS
@@ -168,11 +168,17 @@ def measure_of(complaint: Iterable[Symptom]) -> Measure:
     return next(m for m in MEASURES if kinds & (m.kinds - _RUINED or m.kinds))
 
 
-def burden_of(complaint: Iterable[Symptom], recording: Recording, symptoms: tuple[Symptom, ...]) -> float:
-    """How much of this complaint another recording of the same network shows."""
+def burden_of(
+    complaint: Iterable[Symptom], recording: Recording, symptoms: tuple[Symptom, ...], outputs: Collection[str] = ()
+) -> float:
+    """How much of this complaint another recording of the same network shows; `outputs` are its own output sites."""
     complaint = tuple(complaint)
     born_only = all(s.born for s in complaint if s.kind in ("dead", "saturated"))
     counted = tuple(s for s in symptoms if s.kind not in ("dead", "saturated") or s.born or not born_only)
+    if {s.site for s in complaint if s.kind in ("dead", "saturated")} <= set(
+        outputs
+    ):  # those inside are another matter
+        counted = tuple(s for s in counted if s.kind not in ("dead", "saturated") or s.site in outputs)
     return burden(recording, counted, tuple(measure_of(complaint).kinds))
 
 

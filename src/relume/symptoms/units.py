@@ -73,7 +73,8 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
     if total and counted / total >= DEAD_OF_NETWORK:
         found = [s if s.born else at_least(s, worst) for s in found]
     doubtful = by_progress(recording) == "note" and gone < DEAD_OF_SITE * total
-    yield from (_doubted(s) if doubtful else s for s in found)
+    outputs = {site.name for site in recording.sites if site.output}
+    yield from (_doubted(s) if doubtful and s.site not in outputs else s for s in found)
 
 
 def _rates(recording: Recording, samples: float, units: int) -> dict[str, float]:
