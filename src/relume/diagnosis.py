@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from relume.activations import ACTIVATIONS
 from relume.recording import Recording, layer_name
 from relume.suspicions import CERTAIN, PLAIN, Cause, number, suspicions
-from relume.symptoms import GRADIENT_RATIO, ORDERS, SEVERITIES, Kind, Severity, Symptom, burden, gravest
+from relume.symptoms import DEAD_OF_SITE, GRADIENT_RATIO, ORDERS, SEVERITIES, Kind, Severity, Symptom, burden, gravest
 from relume.timeline import timeline, together
 
 MENDED = 0.5  # a change names the cause when it takes away at least half of the burden
@@ -185,8 +185,8 @@ def burden_of(
 def settled(complaint: tuple[Symptom, ...], experiments: tuple[Experiment, ...]) -> tuple[Symptom, ...]:
     """The complaint with its doubts resolved: what is doubtful counts if a change that takes it away learns more.
 
-    What no change lowers is at its floor, as far as anyone can tell; units that nobody misses are no illness. For those
-    that were born dead it is enough that a change keeps them alive.
+    What no change lowers is at its floor, as far as anyone can tell; units that nobody misses are no illness. For half
+    a layer that was born dead it is enough that a change keeps it alive.
     """
     if not experiments:
         return complaint
@@ -196,7 +196,7 @@ def settled(complaint: tuple[Symptom, ...], experiments: tuple[Experiment, ...])
     def settle(s: Symptom) -> Symptom:
         if s.at_worst is None:
             return s
-        ill = missed or (bool(mending) and s.kind == "dead" and s.born)
+        ill = missed or (bool(mending) and s.kind == "dead" and s.born and s.share >= DEAD_OF_SITE)
         return replace(s, severity=s.at_worst if ill else "note", at_worst=None)
 
     return tuple(settle(s) for s in complaint)

@@ -109,11 +109,12 @@ def _proven(recording: Recording, site: Site, units: NDArray[np.bool_]) -> dict[
 def _doubted(symptom: Symptom) -> Symptom:
     """Dead units of a network that plainly learns with its others: replays have to say whether it misses them.
 
-    More that were born dead than initialisation explains are an illness unless the replays find nothing behind them.
+    Half a layer that was born dead is an illness unless the replays find nothing behind it: no chance does that.
     """
     if symptom.severity == "note" or symptom.share >= CLOSED_SITE:
         return symptom
-    return replace(symptom, severity=symptom.severity if symptom.born else "note", at_worst=symptom.severity)
+    grave = symptom.born and symptom.share >= DEAD_OF_SITE
+    return replace(symptom, severity=symptom.severity if grave else "note", at_worst=symptom.severity)
 
 
 def _pulled(dead: NDArray[np.bool_], readings: list[SiteReading]) -> bool:
