@@ -31,6 +31,7 @@ ORDER = (
     "reach",
     "probe",
     "targets",
+    "proof",
     "recorder",
     "wiring",
     "surgery",

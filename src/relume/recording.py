@@ -85,6 +85,19 @@ class Reading:
     output_rms: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Proof:
+    """What can be proven of the silent units of one site; arrays have one entry per unit in `units`."""
+
+    site: str
+    units: tuple[int, ...]
+    hull: NDArray[np.bool_]  # closed for every input of the layer in the convex hull of those seen
+    margin: Floats  # from the nearest seen input to the first that fires, as a share of the inputs' median radius
+    box: NDArray[np.bool_]  # closed for every input of the layer whose features each stay in the range seen
+    samples: int = 0  # inputs of the layer that were seen: positions count
+    reasons: tuple[str, ...] = ()  # why nothing can be proven here
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InitialWeight:
     """One parameter tensor as it was before training."""
@@ -129,6 +142,8 @@ class Recording:
     note: str = ""  # why it stopped early
     seconds: float = 0.0
     watch_share: float | None = None  # of the run's time spent watching, measured
+    proofs: tuple[Proof, ...] = ()  # of the units that are silent to the end
+    distinct_samples: int | None = None  # different inputs that the last weights were read on; None: not known
 
     def site(self, name: str) -> Site:
         """The site of that name."""
