@@ -10,8 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from relume.proof import Proof
-from relume.recording import to_json
+from relume.recording import Proof, to_json
 from relume.remedies.units import grouped
 from relume.report.numerals import count, number, percent
 from relume.symptoms import ENOUGH_SAMPLES
@@ -29,11 +28,10 @@ class Pruned:
     left: Mapping[str, Mapping[int, str]]  # site -> dead unit that stays -> why
     units: Mapping[str, int]  # site -> how many it had
     proofs: tuple[Proof, ...]  # of the dead units
-    all_dead: bool  # whether units without a proof were to go, too
     samples: int  # that were read
     batch: int  # samples in the pass that was counted and timed
-    output_change: float  # max |dy| / std(y) on the inputs, and on held-out ones drawn between them
-    noise_change: float | None  # the same on noise within the range of each input value; None for integer inputs
+    output_change: float  # max |dy| / std(y) on the inputs given
+    held_out_change: float  # the same on inputs drawn between them, and on noise within the range of each input value
     parameters_before: int
     parameters_after: int
     flops_before: int  # of one pass over the first batch
@@ -69,15 +67,6 @@ class Pruned:
         ]
         if rows:
             parts.append("\n".join(["Dead, but left in place:", *_columns(rows, width)]))
-        if self.removed and self.noise_change is not None and self.noise_change > self.output_change:
-            parts.append(
-                textwrap.fill(
-                    "The outputs were compared on the inputs given and on held-out ones drawn between them. On noise "
-                    "anywhere within the range of each input value they move by "
-                    f"{number(self.noise_change)} of their standard deviation.",
-                    width,
-                )
-            )
         return "\n\n".join(parts)
 
     def headline(self) -> str:
@@ -96,7 +85,8 @@ class Pruned:
         return (
             f"{count(gone, 'unit')} of {sum(self.units.values()):,} removed, {how}: "
             f"{percent(1 - self.parameters_after / self.parameters_before)} fewer parameters. "
-            f"Outputs move by {number(self.output_change)} of their standard deviation."
+            f"Outputs move by {number(self.output_change)} of their standard deviation, "
+            f"and by {number(self.held_out_change)} on held-out inputs within their range."
         )
 
     def _savings(self) -> list[tuple[str, str]]:

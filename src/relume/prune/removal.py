@@ -8,15 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from relume.nested import call, tensors
-from relume.proof import Proof, prove
+from relume.proof import prove
 from relume.prune.inputs import drawn_between, drawn_within, inputs_of
 from relume.prune.record import Pruned
 from relume.randomness import isolated_rng
+from relume.recording import Proof
 from relume.remedies.record import Network
 from relume.remedies.units import dead_units, separable
 from relume.sites import undisturbed
@@ -25,7 +26,8 @@ from relume.training import batch_size
 from relume.wiring import follow, output_change, outputs, require_runs
 
 ROUNDS = 8  # of timing, each A B B A: what slows the machine for a while then slows both
-PROVEN_ALONE = "dead on every sample, but not proven closed between them"
+UNPROVEN = "silent on every sample, but not proven closed between them"
+OPENED = "opened by held-out inputs within the range of those seen"
 
 
 def prune(
@@ -34,9 +36,10 @@ def prune(
     """Copies of a network and its optimizer without the units that are provably dead.
 
     `batches` gives (input, target), or inputs alone; at most 10,000 samples are read, in eval mode. A unit goes when it
-    is dead on all of them, proven closed for every input between them (with `all_dead`, also without the proof), still
-    gives one constant on held-out inputs drawn between the samples, and a reader can take that constant into its bias.
-    What a layer saves is kept only if the outputs move by at most 1e-5 of their standard deviation. The originals are
+    is dead on all of them, proven closed for every input of its layer between those seen, gives one constant also on
+    held-out inputs drawn between the samples and on noise within their range, and its readers can take that constant
+    into their biases. With `all_dead` the proof and the held-out inputs are not asked for. What a layer saves is kept
+    only if the outputs move by at most 1e-5 of their standard deviation on all of these inputs. The originals are
     untouched, and the optimizer's state of all that stays is carried along.
 
     Raises DataError where there are no batches, RemedyError where the model does not take them or cannot be copied.
@@ -51,26 +54,24 @@ def prune(
     """
     inputs = inputs_of(model, batches)
     require_runs(model, inputs[0])
+    held_out = (*(drawn_between(batch, seed) for seed, batch in enumerate(inputs)), *drawn_within(inputs))
     with isolated_rng():
         kept, new_optimizer = duplicate(model, optimizer)
-        between = [drawn_between(batch, seed) for seed, batch in enumerate(inputs)]
-        noise = drawn_within(inputs)
     wiring = follow(kept, inputs[0])
     dead = dead_units(Network(model=kept, batches=inputs), wiring)
-    proofs = prove(kept, inputs, dead) if dead else ()
+    with undisturbed(kept):
+        proofs = prove(kept.eval(), inputs, dead)
     chosen, left = _chosen(dead, proofs, all_dead)
-    samples, expected = (*inputs, *between), outputs(kept, (*inputs, *between))
     removed: dict[str, tuple[int, ...]] = {}
     for site, units in chosen.items():
         trial, trial_optimizer = duplicate(kept, new_optimizer)
-        gone, stay = _without(trial, trial_optimizer, site, units, samples)
-        if gone and (broken := _broken(trial, samples, expected)):
+        gone, stay = _without(trial, trial_optimizer, site, units, inputs, () if all_dead else held_out)
+        if gone and (broken := _broken(model, trial, inputs if all_dead else (*inputs, *held_out))):
             gone, stay = (), {**stay, **dict.fromkeys(gone, broken)}
         left[site] = {**left.get(site, {}), **stay}
         if gone:
             kept, new_optimizer, removed[site] = trial, trial_optimizer, gone
-    changed = bool(removed)
-    seconds = _seconds(model, kept, inputs[0]) if changed else (None, None)
+    seconds = _seconds(model, kept, inputs[0]) if removed else (None, None)
     return Pruned(
         model=kept,
         optimizer=new_optimizer,
@@ -78,11 +79,10 @@ def prune(
         left={site: dict(sorted(reasons.items())) for site, reasons in left.items() if reasons},
         units={site.name: site.units for site in wiring.sites},
         proofs=proofs,
-        all_dead=all_dead,
         samples=sum(map(batch_size, inputs)),
         batch=batch_size(inputs[0]),
-        output_change=output_change(expected, outputs(kept, samples)),
-        noise_change=output_change(outputs(model, noise), outputs(kept, noise)) if noise else None,
+        output_change=output_change(outputs(model, inputs), outputs(kept, inputs)),
+        held_out_change=output_change(outputs(model, held_out), outputs(kept, held_out)),
         parameters_before=parameters(model),
         parameters_after=parameters(kept),
         flops_before=flops(model, inputs[0]),
@@ -101,35 +101,38 @@ def _chosen(
     """Site -> units that may go, and why the others may not."""
     if all_dead:
         return {site: tuple(units) for site, units in dead.items()}, {}
-    proven: dict[str, set[int]] = {
-        proof.site: {unit for unit, closed in zip(proof.units, proof.hull, strict=True) if closed} for proof in proofs
-    }
     chosen, left = {}, {}
-    for site, units in dead.items():
-        known = proven.get(site, set())
-        if sure := tuple(unit for unit in units if unit in known):
-            chosen[site] = sure
-        left[site] = {unit: PROVEN_ALONE for unit in units if unit not in known}
-    return chosen, left
+    for proof in proofs:
+        chosen[proof.site] = tuple(unit for unit, closed in zip(proof.units, proof.hull, strict=True) if closed)
+        reason = "; ".join((UNPROVEN, *proof.reasons))
+        left[proof.site] = {unit: reason for unit in proof.units if unit not in chosen[proof.site]}
+    return {site: units for site, units in chosen.items() if units}, left
 
 
 def _without(
-    model: nn.Module, optimizer: Optimizer | None, site: str, units: Sequence[int], samples: Sequence[Any]
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    site: str,
+    units: Sequence[int],
+    inputs: Sequence[Any],
+    held_out: Sequence[Any],
 ) -> tuple[tuple[int, ...], dict[int, str]]:
     """Take units out of the model itself; gives back those that went, and why the others stayed."""
-    before = follow(model, samples[0])
-    layer, gone, stay = separable(model, before, site, units, samples)
+    wiring = follow(model, inputs[0])
+    _, gone, stay = separable(model, wiring, site, units, inputs)
+    layer, gone, open_ = separable(model, wiring, site, gone.tolist(), (*inputs, *held_out))
+    stay |= dict.fromkeys(open_, OPENED)
     if layer is None or not len(gone):
         return (), stay
-    went = remove(model, optimizer, before, layer, gone, samples).tolist()
+    went = remove(model, optimizer, wiring, layer, gone, inputs).tolist()
     return tuple(went), {**stay, **{unit: "a layer keeps one unit" for unit in gone.tolist() if unit not in went}}
 
 
-def _broken(model: nn.Module, samples: Sequence[Any], expected: list[Tensor]) -> str:
+def _broken(model: nn.Module, trial: nn.Module, samples: Sequence[Any]) -> str:
     """Why this network is none to keep; empty where its outputs are what they were."""
     try:
-        change = output_change(expected, outputs(model, samples))
-    except Exception as error:
+        change = output_change(outputs(model, samples), outputs(trial, samples))
+    except Exception as error:  # the user's own code, at widths that it was not written for
         return f"without them the network no longer runs ({type(error).__name__}: {error})"
     moved = f"without them the outputs move by {change:.2g} of their standard deviation"
     return "" if change <= KEEPS_FUNCTION else moved
