@@ -16,6 +16,7 @@ from relume.report.numerals import count, number, percent
 from relume.symptoms import ENOUGH_SAMPLES
 
 WIDTH = 100  # of plain text
+SAME_TIME = 0.05  # relative: medians of passes on a busy machine differ by as much
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -99,8 +100,9 @@ class Pruned:
             ("FLOPs", f"{pair(self.flops_before, self.flops_after, '{:,}'.format)}, for {batch}"),
         ]
         if self.seconds_before and self.seconds_after:
-            timed = pair(1000 * self.seconds_before, 1000 * self.seconds_after, lambda s: f"{number(s)} ms")
-            rows.append(("time", f"{timed}, for {batch}"))
+            before, after = self.seconds_before, self.seconds_after
+            less = _less(before, after) if abs(1 - after / before) >= SAME_TIME else "about the same"
+            rows.append(("time", f"{number(1000 * before)} ms -> {number(1000 * after)} ms, {less}, for {batch}"))
         if self.score_before is not None and self.score_after is not None:
             rows.append(("score", f"{number(self.score_before, 4)} -> {number(self.score_after, 4)}"))
         return rows
