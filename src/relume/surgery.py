@@ -203,7 +203,7 @@ def why_not_constant(
     found: dict[int, str] = {}
     for reader, (low, high) in zip(layer.readers, ranges, strict=True):
         columns = columns_of(units.to(low.device), reader.block)
-        least, most = (side[columns].reshape(len(units), -1) for side in (low, high))
+        least, most = (side[columns].reshape(-1, reader.block) for side in (low, high))
         size = torch.maximum(least.abs(), most.abs())
         varies = (~(most - least <= ONE_CONSTANT * size)).any(1)  # NaN varies
         module: Any = model.get_submodule(reader.path)
