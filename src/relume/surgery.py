@@ -207,13 +207,7 @@ def why_not_constant(
         size = torch.maximum(least.abs(), most.abs())
         varies = (~(most - least <= ONE_CONSTANT * size)).any(1)  # NaN varies
         module: Any = model.get_submodule(reader.path)
-        stuck = (
-            "pads its input with zeros"
-            if reader.padded
-            else ""
-            if module.bias is not None
-            else "has no bias to take it"
-        )
+        stuck = "has no bias to take it" if module.bias is None else "pads its input with zeros" * reader.padded
         for unit, moves, given in zip(units.tolist(), varies.tolist(), (size != 0).any(1).tolist(), strict=True):
             if moves:
                 found[unit] = f"they still vary where {reader.path} reads them"
