@@ -16,7 +16,7 @@ from relume.training import Training
 
 
 def taken(losses: list[float]) -> Snapshots:
-    model = mlp()()
+    model: Any = mlp()()
     found = Snapshots(model, torch.optim.Adam(model.parameters()), lambda: None)
     for step, loss in enumerate(losses, 1):
         with torch.no_grad():

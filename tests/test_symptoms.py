@@ -111,7 +111,8 @@ def test_units_closed_by_their_bias_are_born_dead_and_named_exactly() -> None:
     (symptom,) = [s for s in report.symptoms if s.kind == "dead" and s.severity != "note"]
     assert set(range(24)) <= set(symptom.units) and len(symptom.units) <= 26
     assert (symptom.site, symptom.born, symptom.since) == ("3", True, 0)
-    assert symptom.evidence["samples"] >= 1000 and symptom.evidence["rate_below"] <= 0.003
+    assert symptom.evidence["samples"] >= 1000
+    assert symptom.evidence["rate_below"] == pytest.approx(3 / symptom.evidence["distinct_samples"])
     assert not report.healthy
 
 

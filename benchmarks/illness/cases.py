@@ -69,7 +69,7 @@ def well(seed: int) -> Spec:
         rate /= 3
     if depth > 12 or width > 256:
         rate /= 2
-    steps = _pick(rng, STEPS[1:])
+    steps = _pick(rng, STEPS[1:] if batch != 1 else STEPS[4:])  # one sample a step is slow
     if width <= 32 and depth <= 2 and kind == "mlp" and rng.random() < 0.1:
         steps = 15_000
     else:
@@ -149,10 +149,10 @@ def _decayed(spec: Spec, factor: float, rng: np.random.Generator) -> Spec:
 
 _PLANT: dict[str, Callable[[Spec, float, np.random.Generator], Spec]] = {
     "fast": lambda s, f, rng: replace(_relu(s), learning_rate=s.learning_rate * 10 * f),
-    "late_rate": lambda s, f, rng: replace(_late(_relu(s), rng), rate_factor=30 * f),
+    "late_rate": lambda s, f, rng: replace(_late(_relu(s), rng), rate_factor=60 * f),
     "rate_ramp": lambda s, f, rng: replace(_relu(s), rate_ramp=300 * f, steps=max(400, s.steps)),
     "momentum": lambda s, f, rng: replace(
-        _relu(s), optimizer="momentum", momentum=1 - 0.01 / f, learning_rate=2 * USUAL_RATES["momentum"]
+        _relu(s), optimizer="momentum", momentum=1 - 0.01 / f, learning_rate=10 * USUAL_RATES["momentum"]
     ),
     "slow": lambda s, f, rng: replace(s, learning_rate=s.learning_rate / 1000 / f),
     "bias": lambda s, f, rng: replace(
@@ -160,17 +160,20 @@ _PLANT: dict[str, Callable[[Spec, float, np.random.Generator], Spec]] = {
     ),
     "bias_both_ways": lambda s, f, rng: replace(_bounded(s, rng), bias=3 * f, bias_sign="both"),
     "large_weights": lambda s, f, rng: replace(_either(s, rng), weight_scale=2 * f, depth=max(3, s.depth)),
-    "small_weights": lambda s, f, rng: replace(s, weight_scale=1 / (3 * f), depth=max(4, s.depth)),
+    "small_weights": lambda s, f, rng: replace(s, weight_scale=1 / (3 * f), depth=max(6, s.depth)),
     "zeros": lambda s, f, rng: replace(_either(s, rng), constant_weights=0.0, depth=max(2, s.depth)),
     "constant": lambda s, f, rng: replace(_either(s, rng), constant_weights=f / 30, depth=max(2, s.depth)),
     "inputs": lambda s, f, rng: replace(_either(s, rng), input_scale=30 * f),
     "offset": lambda s, f, rng: replace(_either(s, rng), input_shift=10 * f),
     "one_feature": lambda s, f, rng: replace(_either(s, rng), feature_scale=1000 * f),
-    "corrupt_batch": lambda s, f, rng: replace(_late(_relu(s), rng), corrupt=1e4 * f),
+    "corrupt_batch": lambda s, f, rng: replace(
+        _late(_relu(s), rng), corrupt=1e4 * f,
+        **({"optimizer": "sgd", "learning_rate": USUAL_RATES["sgd"] / 5} if rng.random() < 0.5 else {}),
+    ),
     "nan_batch": lambda s, f, rng: replace(_late(s, rng), corrupt=math.nan),
     "targets": lambda s, f, rng: replace(
         _relu(s), task=_pick(rng, ("friedman", "diabetes")), loss="mse", kind="mlp", depth=max(2, s.depth),
-        target_scale=100 * f, smoothing=0.0,
+        target_scale=300 * f, smoothing=0.0,
     ),
     "deep_sigmoid": lambda s, f, rng: replace(s, activation="sigmoid", kind="mlp", depth=int(rng.integers(6, 20))),
     "unbounded": lambda s, f, rng: replace(s, activation="exp", kind="mlp", depth=int(rng.integers(3, 7)), init="he"),

@@ -64,7 +64,7 @@ def moments(spec: Spec) -> set[int]:
 def follow(spec: Spec) -> Course:
     """Train under a watch, and compare when the harm begins with when it is told."""
     run, data, asked = training(spec), fed(spec), moments(spec)
-    way = 1 - floor(spec.loss, data.y_held)
+    way = data.best - floor(spec.loss, data.y_held)
     flags: list[int] = []
     harmed: list[int] = []
     best = -math.inf
@@ -83,7 +83,12 @@ def follow(spec: Spec) -> Course:
             best = max(best, -math.inf if value is None else value)
 
     watched(run, spec.seed, ask)
+    return course(spec, flags, harmed, len(asked))
+
+
+def course(spec: Spec, flags: list[int], harmed: list[int], asked: int) -> Course:
+    """The course of a run that was flagged, and measured as harmed, at these of the steps asked at."""
     onset = spec.planted_at if spec.planted and spec.rate_ramp == 1 else min(harmed, default=None)
     from_then = [f for f in flags if spec.planted and f > spec.planted_at]
     before = [f for f in flags if f not in from_then]
-    return Course(onset=onset, flagged=min(from_then, default=None), early=min(before, default=None), asked=len(asked))
+    return Course(onset=onset, flagged=min(from_then, default=None), early=min(before, default=None), asked=asked)

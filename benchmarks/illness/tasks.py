@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +25,7 @@ class Task:
     y_held: Tensor
     outputs: int
     losses: tuple[str, ...]
+    best: float = 1.0  # the score that can be reached, where the targets are far from determined by the inputs
 
     @property
     def features(self) -> int:
@@ -55,8 +56,9 @@ LABELS = ("bce_logits", "bce", "mse_on_sigmoid")
 NUMBERS = ("mse", "huber")
 
 
-def _split(x: Any, y: Any, outputs: int, losses: tuple[str, ...]) -> Task:
+def _split(data: Any, outputs: int, losses: tuple[str, ...]) -> Task:
     """Three quarters to train on, in an order of its own; columns to mean 0 and standard deviation 1."""
+    x, y = data
     x, y = torch.as_tensor(np.asarray(x), dtype=torch.float32), torch.as_tensor(np.asarray(y))
     y = y.long() if losses == CLASSES else y.float().reshape(len(y), -1)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
@@ -83,7 +85,7 @@ def _digits(labels: bool = False) -> Task:
     return Task(x=x, y=y, x_held=x_held, y_held=y_held, outputs=10, losses=CLASSES)
 
 
-def _classes(**settings: Any) -> tuple[Any, Any]:
+def _classes(**settings: Any) -> Any:
     return datasets.make_classification(
         1600, 12, n_informative=8, n_redundant=2, n_clusters_per_class=1, flip_y=0.0, random_state=1, **settings
     )
@@ -97,17 +99,18 @@ def _labels() -> tuple[Any, Any]:
 
 
 TASKS: dict[str, Callable[[], Task]] = {
-    "blobs": lambda: _split(*datasets.make_blobs(1200, 8, centers=6, cluster_std=3.0, random_state=1)[:2], 6, CLASSES),
-    "moons": lambda: _split(*datasets.make_moons(1200, noise=0.15, random_state=1), 2, CLASSES),
-    "circles": lambda: _split(*datasets.make_circles(1200, noise=0.08, factor=0.5, random_state=1), 1, LABELS),
-    "wine": lambda: _split(*datasets.load_wine(return_X_y=True), 3, CLASSES),
-    "cancer": lambda: _split(*datasets.load_breast_cancer(return_X_y=True), 1, LABELS),
+    "blobs": lambda: _split(datasets.make_blobs(1200, 8, centers=6, cluster_std=3.0, random_state=1)[:2], 6, CLASSES),
+    "moons": lambda: _split(datasets.make_moons(1200, noise=0.15, random_state=1), 2, CLASSES),
+    "circles": lambda: _split(datasets.make_circles(1200, noise=0.08, factor=0.5, random_state=1), 1, LABELS),
+    "wine": lambda: _split(datasets.load_wine(return_X_y=True), 3, CLASSES),
+    "cancer": lambda: _split(datasets.load_breast_cancer(return_X_y=True), 1, LABELS),
     "digits": _digits,
     "digit_bits": lambda: _digits(labels=True),
-    "imbalanced": lambda: _split(*_classes(weights=[0.9, 0.06, 0.04], n_classes=3, class_sep=2.0), 3, CLASSES),
-    "multilabel": lambda: _split(*_labels(), 5, LABELS),
-    "friedman": lambda: _split(*datasets.make_friedman1(1200, noise=0.5, random_state=1), 1, NUMBERS),
-    "diabetes": lambda: _split(*datasets.load_diabetes(return_X_y=True), 1, NUMBERS),
+    "imbalanced": lambda: _split(_classes(weights=[0.9, 0.06, 0.04], n_classes=3, class_sep=2.0), 3, CLASSES),
+    "multilabel": lambda: _split(_labels(), 5, LABELS),
+    "friedman": lambda: _split(datasets.make_friedman1(1200, noise=0.5, random_state=1), 1, NUMBERS),
+    # a ridge regression explains that much of the patients held out
+    "diabetes": lambda: replace(_split(datasets.load_diabetes(return_X_y=True), 1, NUMBERS), best=0.55),
 }  # fmt: skip
 
 

@@ -98,12 +98,13 @@ def _dying(seed: int) -> Run:
 
 
 def _mostly_dead(seed: int) -> Run:
-    """A layer much wider than the task needs, trained fast under L2: most of it goes, and what is left does the work."""
+    """A layer wider than the task needs, trained fast under L2: most of it goes, and what is left does the work."""
     rate, decay = ((1e-2, 1e-3), (1.5e-2, 1e-4), (2e-2, 1e-3))[seed // 2 % 3]
     optimizer = partial(torch.optim.Adam, weight_decay=decay)
     model = partial(_mlp, 64, 512, 2, 10)
     return _run(
-        task("digits"), "cross_entropy", model, optimizer=optimizer, rate=rate, steps=1200, enough=0.95, dead=(0.55, 0.9)
+        task("digits"), "cross_entropy", model, optimizer=optimizer, rate=rate, steps=1200, enough=0.95,
+        dead=(0.55, 0.9),
     )  # fmt: skip
 
 

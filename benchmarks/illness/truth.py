@@ -16,8 +16,8 @@ from relume.errors import DataError
 from relume.nn import resolve
 from relume.training import Stream, build, score, train
 
-LEARNT = 0.5  # of the way from the best constant answer to a perfect one: who gets there is well
-BEHIND = 0.1  # of the same way: who ends so far behind the run without the planted thing is ill
+LEARNT = 0.5  # of the way from the best constant answer to the best there is: who gets there is well
+BEHIND = 0.1  # of the same way: who ends so far behind the plain run, if that is well, is ill
 CLOSED = 0.5  # of a hidden layer closed on every sample is ill whatever the score
 
 
@@ -39,11 +39,15 @@ def measure(spec: Spec) -> Truth:
     data = fed(spec)
     base = floor(spec.loss, data.y_held)
     dead, gradients = closed_shares(model, data.x), _gradients(spec, model)
-    reached = score is not None and score - base > LEARNT * (1 - base)
+    way = data.best - base
+
+    def learnt(value: float | None) -> bool:
+        return value is not None and value - base > LEARNT * way
+
     if not spec.planted:
-        return Truth(score=score, floor=base, dead=dead, gradients=gradients, well=reached, ill=False)
+        return Truth(score=score, floor=base, dead=dead, gradients=gradients, well=learnt(score), ill=False)
     twin, _ = _trained(untouched(spec))
-    behind = twin is not None and (score is None or twin - score > BEHIND * (1 - base))
+    behind = twin is not None and learnt(twin) and (score is None or twin - score > BEHIND * way)
     closed = spec.activation == "relu" and max(dead, default=0.0) >= CLOSED
     return Truth(score=score, floor=base, dead=dead, gradients=gradients, well=False, ill=bool(behind or closed))
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from relume.errors import DataError
 from relume.interventions import LONGEST_OF_SINGLES, Scene, SceneAt, first_batches, report_on
-from relume.nested import call
+from relume.nested import arguments, call
 from relume.randomness import isolated_rng, one_thread
 from relume.recorder import Recorder
 from relume.report import Report
@@ -100,6 +100,7 @@ def checkup(model: nn.Module, batches: Iterable[Any], loss: Any = None) -> Repor
         pair = isinstance(batch, (tuple, list)) and len(batch) == 2
         input, target = (batch[0], batch[1]) if pair else (batch, None)
         input, target = to_device(input, device_of(model)), to_device(target, device_of(model))
+        recorder.keep(*arguments(input))
         samples += recorder.read_batch(
             lambda input=input: call(model, input),
             input,
@@ -109,4 +110,4 @@ def checkup(model: nn.Module, batches: Iterable[Any], loss: Any = None) -> Repor
             break
     if not samples:
         raise DataError("batches yield nothing: a check-up needs at least one batch of inputs.")
-    return report_on(recorder.recording(closing=False))
+    return report_on(recorder.recording(closing=False, proofs=True))

@@ -44,8 +44,9 @@ def prove(
 
     `batches` are inputs: a tuple is the model's arguments, a dict its keyword arguments. `dead` names units by site;
     without it, those that are silent on all of the batches. What a unit receives must be affine in what its layer
-    reads: `reasons` says where it is not. The bounds allow for the rounding of sums in any order (Higham 2002, Accuracy and
-    Stability of Numerical Algorithms, section 3.1); they do not speak of TF32 or of convolutions by Winograd's method.
+    reads: `reasons` says where it is not. The bounds allow for the rounding of sums in any order (Higham 2002,
+    Accuracy and Stability of Numerical Algorithms, section 3.1); they do not speak of TF32, nor of convolutions by
+    Winograd's method.
     Raises whatever the model itself raises.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -273,7 +274,8 @@ def _add(site: _Seen, link: _Link, samples: int) -> None:
     dims = weight.dim() - 2
     x = x.reshape(-1, x.shape[-1]) if dims == 0 else x.reshape(-1, *x.shape[-1 - dims :])
     z = _apply(site, x, weight, bias)
-    size = _apply(site, x.abs(), weight.abs(), bias.abs())
+    # one input with the largest sizes of all bounds each of them, for the price of one
+    size = _apply(site, x.abs().amax(0, keepdim=True), weight.abs(), bias.abs())
     new = _Range(z.amin(0), z.amax(0), size.amax(0))
     site.seen = new if site.seen is None else site.seen.joined(new)
     rest = [d for d in range(x.dim()) if d != 1]

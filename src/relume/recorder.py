@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from relume.nested import first_float
+from relume.nested import first_float, tensors
 from relume.probe import Probe, initial_weights
-from relume.recording import Reading, Recording, Site
+from relume.proof import prove_runs, silent_units
+from relume.recording import Proof, Reading, Recording, Site
 from relume.sites import undisturbed
 from relume.symptoms import ENOUGH_SAMPLES
 from relume.targets import TargetFinder
@@ -61,6 +63,7 @@ class Recorder:
         self._finder = TargetFinder(loss) if loss is not None else None
         self._hooks: list[Any] = []
         self._closed: tuple[int, list[Reading]] | None = None
+        self._proven: tuple[int, tuple[Proof, ...], int | None] | None = None  # as of a step, from so many samples
         self._full = False  # no room for more batches
         self._extents: list[tuple[int, int]] = []  # samples and bytes of each kept batch
 
@@ -225,6 +228,20 @@ class Recorder:
             del self.readings[before:]
         return self._closed[1]
 
+    def _prove(self, readings: Iterable[Reading]) -> tuple[tuple[Proof, ...], int | None]:
+        """Proofs for the units silent in these readings, on the kept batches, and how many samples of those differ."""
+        if self._proven is None or self._proven[0] != self.step:
+            runs = [partial(self._model, *args, **kwargs) for args, kwargs in self.kept]
+            proofs: tuple[Proof, ...] = ()
+            distinct = None
+            try:
+                distinct = _distinct(self.kept)
+                proofs = prove_runs(self._model, runs, silent_units(readings))
+            except Exception as error:  # a proof is an extra: no report may fail for want of one
+                self.blind[f"nothing could be proven of the silent units ({type(error).__name__}: {error})"] = None
+            self._proven = self.step, proofs, distinct
+        return self._proven[1:]
+
     def _read_forward(self, probe: Probe, args: Any, kwargs: Any) -> None:
         """A pass of the probe's own, forward only, which changes nothing."""
         with undisturbed(self._model), torch.no_grad():
@@ -234,12 +251,18 @@ class Recorder:
         if probe.trace.error is not None:
             raise probe.trace.error
 
-    def recording(self, *, finished: bool = True, closing: bool = True) -> Recording:
-        """All that was read so far; `closing` reads the kept batches once more with the weights as they are now."""
+    def recording(self, *, finished: bool = True, closing: bool = True, proofs: bool = False) -> Recording:
+        """All that was read so far; `closing` reads the kept batches once more with the weights as they are now.
+
+        `proofs` says whether to prove what can be proven of the units that are silent in those readings; without
+        `closing`, of those silent in all.
+        """
         self.flush()
         before = len(self.readings)
         if closing and self.kept and self.losses and math.isfinite(self.losses[-1]):
             self.readings += self._closing()
+        last = self.readings[before:] if closing else self.readings
+        proven, distinct = self._prove(last) if proofs and last and self.kept else ((), None)
         if self._trained and self.step >= UNSEEN_STEPS and not before and not self._scripted:
             self.blind[
                 f"no training pass went through this {type(self._model).__name__} in {self.step} steps: "
@@ -261,6 +284,8 @@ class Recorder:
             finished=finished,
             note=self.note,
             seconds=time.perf_counter() - self._started,
+            proofs=proven,
+            distinct_samples=distinct,
         )
 
 
@@ -276,6 +301,20 @@ class _Hook:
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()
+
+
+def _distinct(kept: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> int:
+    """How many different samples there are in kept batches: passes over a small data set repeat them."""
+    seen: set[int] = set()
+    for batch in kept:
+        samples, _ = _extent(batch)
+        parts = [
+            t.detach().reshape(samples, -1).contiguous().view(torch.uint8).cpu().numpy()
+            for t in tensors(batch)
+            if t.dim() and t.shape[0] == samples > 0
+        ]
+        seen.update(hash(b"".join(part[row].tobytes() for part in parts)) for row in range(samples))
+    return len(seen)
 
 
 def _as_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

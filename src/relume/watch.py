@@ -152,7 +152,7 @@ class watch:
         return self._recording(closing=not self._retired)
 
     def _recording(self, *, closing: bool) -> Recording:
-        recording = self._recorder.recording(finished=self._finished, closing=closing)
+        recording = self._recorder.recording(finished=self._finished, closing=closing, proofs=closing)
         return replace(recording, watch_share=self._spent / max(recording.seconds, 1e-9))
 
     def _write(self, *, closing: bool = False) -> None:

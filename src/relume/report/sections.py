@@ -322,7 +322,8 @@ def _how(page: Page) -> str:
         recording = report.recording
         facts.append((words.FACTS["watched"], coverage(report)))
         samples = [h.silent_samples for h in histories(report) if h.silent_samples]
-        facts.append((words.FACTS["dead"], words.sentence_case(words.dead_means(min(samples, default=0))) + "."))
+        means = words.dead_means(min(samples, default=0), recording.distinct_samples)
+        facts.append((words.FACTS["dead"], words.sentence_case(means) + "."))
         if recording.watch_share is not None:
             facts.append((words.FACTS["cost"], words.watch_cost(recording.watch_share)))
         facts.append((words.FACTS["run"], words.run_facts(recording)))

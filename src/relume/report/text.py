@@ -135,6 +135,8 @@ def symptom_lines(report: Report, symptoms: Sequence[Symptom]) -> list[str]:
         rest = "" if len(places) <= 6 else f" and {len(places) - 6} more sites"
         head = words.symptom_head(kind, min(s.since for s in group), born)
         lines.append(head + (f": {', '.join(places[:6])}{rest}" if places else ""))
+        if proof := words.proven(report.recording, group):
+            lines.append(proof)
     return lines
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from relume.diagnosis import Diagnosis
 from relume.recording import Recording
 from relume.report.history import SiteHistory, function_name, labels
-from relume.report.numerals import count, fine_percent, number, seconds
+from relume.report.numerals import count, fine_percent, number, percent, seconds
 from relume.report.results import Report, Trial
 from relume.symptoms import Symptom
 from relume.timeline import UnitHistory, together
@@ -132,14 +132,38 @@ def evidence_name(name: str) -> str:
 # What dead means ------------------------------------------------------------------------------------------------------
 
 
-def dead_means(samples: int) -> str:
-    """What the word dead rests on, in this run."""
+def dead_means(samples: int, distinct: int | None = None) -> str:
+    """What the word dead rests on, in this run; of samples that were seen again, only the `distinct` ones count."""
     if not samples:
         return "a unit silent on at least 1,000 samples to the end of the run, without any gradient; none was here"
-    bound = 1 - 0.05 ** (1 / samples)
+    counted = samples if distinct is None else max(1, min(samples, distinct))
+    bound = 1 - 0.05 ** (1 / counted)
+    seen = "" if counted == samples else f" ({counted:,} of them different)"
     return (
-        f"silent on at least {samples:,} of {samples:,} samples to the end of the run, without any gradient: "
+        f"silent on at least {samples:,} of {samples:,} samples{seen} to the end of the run, without any gradient: "
         f"with 95 % confidence it fires on under {number(100 * bound, 1)} % of them"
+    )
+
+
+def proven(recording: Recording, symptoms: Sequence[Symptom]) -> str:
+    """How many dead units are proven closed, and how well; nothing where no proof was tried or possible."""
+    told = [s for s in symptoms if "proven_on_hull" in s.evidence]
+    if not told:
+        return ""
+    units = sum(len(s.units) for s in told)
+    hull, box = (int(sum(s.evidence[key] for s in told)) for key in ("proven_on_hull", "proven_on_box"))
+    if not hull:
+        return f"None of {count(units, 'dead unit')} is proven closed"
+    dead = {(s.site, unit) for s in told for unit in s.units}
+    margins = [
+        float(margin)
+        for proof in recording.proofs
+        for unit, closed, margin in zip(proof.units, proof.hull, proof.margin, strict=True)
+        if closed and (proof.site, unit) in dead
+    ]
+    return (
+        f"{count(units, 'dead unit')}: {hull:,} proven closed for every input of their layer between those seen "
+        f"(margin {percent(float(np.median(margins)))} of their radius, median), {box:,} for every one in their range"
     )
 
 

@@ -13,6 +13,7 @@ SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "note")
 
 # Evidence ----------------------------------------------------------------------------------------------------------
 ENOUGH_SAMPLES = 1000  # rule of three: silent on n samples bounds the firing rate by 3/n with 95 % confidence
+RATE_DOUBT = 0.05  # chance that a bound of the firing rate is wrong: the usual 95 % confidence
 CLOSED_SAMPLES = 100  # where a whole layer is silent: the same rule says that it opens on less than 3 % of the samples
 SATURATED_SAMPLES = 0.5  # of a unit's samples on a flat end, where both ends are flat: it learns from the minority
 GRADIENT_RATIO = 1e3  # first to last site; float16's whole normal range is 1e4, and AutoTrainer (ICSE 2021) uses 1e3

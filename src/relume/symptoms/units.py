@@ -19,6 +19,7 @@ from relume.symptoms.record import (
     DEAD_OF_SITE,
     MOSTLY_CONSTANT,
     PULLED,
+    RATE_DOUBT,
     Severity,
     Symptom,
     at_least,
@@ -29,9 +30,10 @@ from relume.theory import dead_unit_chance, relu_correlation
 def find_dead(recording: Recording) -> Iterator[Symptom]:
     """Units that never left a tail of slope zero since some step, over enough samples; born so, or died."""
     found: list[Symptom] = []
-    counted = gone = total = 0
-    for site, steps, readings in unit_sites(recording):
-        total += site.units if ACTIVATIONS[site.activation].can_die else 0
+    sites = list(unit_sites(recording))
+    total = sum(site.units for site, _, _ in sites if ACTIVATIONS[site.activation].can_die)
+    counted = gone = 0
+    for site, steps, readings in sites:
         silent = np.array([r.silent for r in readings])
         start, samples = trailing(silent, readings)
         dead = enough(samples) & (start < len(readings))
@@ -57,8 +59,9 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
                         "units": float(units.sum()),
                         "of": float(site.units),
                         "samples": float(samples[units].min()),
-                        "rate_below": 3.0 / float(samples[units].min()),
+                        **_rates(recording, float(samples[units].min()), total),
                         "median_step": float(np.median(since)),
+                        **_proven(recording, site, units),
                         **({"expected_share": expected} if is_born else {}),
                     },
                     severity=_dead_severity(
@@ -71,6 +74,35 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
         found = [s if s.born else at_least(s, worst) for s in found]
     doubtful = by_progress(recording) == "note" and gone < DEAD_OF_SITE * total
     yield from (_doubted(s) if doubtful else s for s in found)
+
+
+def _rates(recording: Recording, samples: float, units: int) -> dict[str, float]:
+    """Bounds of the rate at which silent units fire, with 95 % confidence: of each unit, and of all at once.
+
+    A unit that fires at rate p is silent on n samples with chance (1 - p)^n. That any of U such units is, has at most U
+    times that chance. Set equal to 5 %, this gives p = 1 - (0.05 / U)^(1 / n), about ln(U / 0.05) / n; for one unit it
+    is about 3 / n. A sample seen again says nothing new: n counts the different ones, where they are known.
+    """
+    distinct = recording.distinct_samples
+    n = samples if distinct is None else min(samples, float(max(1, distinct)))
+    return {
+        **({} if distinct is None else {"distinct_samples": n}),
+        "rate_below": 3.0 / n,
+        "rate_below_all_units": -math.expm1(math.log(RATE_DOUBT / max(1, units)) / n),
+    }
+
+
+def _proven(recording: Recording, site: Site, units: NDArray[np.bool_]) -> dict[str, float]:
+    """How many of these units are proven closed, on the hull and on the box of the inputs seen, and the margin."""
+    proof = next((p for p in recording.proofs if p.site == site.name and not p.reasons), None)
+    if proof is None:
+        return {}
+    asked = np.array([unit < site.units and bool(units[unit]) for unit in proof.units], dtype=np.bool_)
+    margins = proof.margin[asked & proof.hull]
+    found = {"proven_on_hull": float((asked & proof.hull).sum()), "proven_on_box": float((asked & proof.box).sum())}
+    if margins.size:
+        found |= {"smallest_margin": float(margins.min()), "median_margin": float(np.median(margins))}
+    return found
 
 
 def _doubted(symptom: Symptom) -> Symptom:

@@ -6,13 +6,14 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
+from relume.interventions import reach_of
 from relume.randomness import isolated_rng, one_thread
 from relume.recorder import Recorder
 from relume.recording import Recording
@@ -112,12 +113,13 @@ def carry_out(training: Training, steps: int, seed: int, treatment: Treatment | 
         if treatment is not None:
             with isolated_rng():
                 model, optimizer, changes = treatment(model, optimizer, to_device(inputs, device_of(model)))
+        known = reach_of(model, to_device(_first(stream, steps), device_of(model)), training.loss)
         watch = SteadyWatch(model, optimizer, steps)
         started = time.perf_counter()
         losses = train(training, model, optimizer, stream, steps, watch=watch)
         seconds = time.perf_counter() - started
         value = score(training, model) if math.isfinite(losses[-1]) else None
-        recording = watch.recording()
+        recording = replace(watch.recording(), reach=known)
     return Trained(
         model=model,
         optimizer=optimizer,
@@ -131,14 +133,19 @@ def carry_out(training: Training, steps: int, seed: int, treatment: Treatment | 
 
 def first_inputs(stream: Stream, steps: int) -> list[Any]:
     """Copies of the inputs of the first batches, about a thousand samples; the batches are still to come."""
+    return [copy.deepcopy(split(batch)[0]) for batch in _first(stream, steps)]
+
+
+def _first(stream: Stream, steps: int) -> list[Any]:
     size = batch_size(stream.peek(1)[0])
-    batches = stream.peek(min(steps, MOST_BATCHES, -(-EXAMPLES // max(1, size))))
-    return [copy.deepcopy(split(batch)[0]) for batch in batches]
+    return stream.peek(min(steps, MOST_BATCHES, -(-EXAMPLES // max(1, size))))
 
 
 def summarise(trained: Trained, arm: str, seed: int, engine: str) -> Run:
     """What a trial keeps of a trained network."""
     found = find(trained.recording)
+    # What is doubtful counts: beside the other arms it shows by itself whether it was an illness.
+    found = tuple(replace(s, severity=s.at_worst or s.severity, at_worst=None) for s in found)
     # Notes do not make a network ill. Dead and saturated units count all the same: an arm that slips below a threshold
     # must not look as if it had none.
     counted = tuple(s for s in found if s.severity != "note" or s.kind in ("dead", "saturated"))
