@@ -24,6 +24,7 @@ from test_page import browser  # noqa: F401 - a fixture, found by its name
 
 from relume.activations import ACTIVATIONS, Activation, Tail, activation, activations
 from relume.activations.card import bounds, curve, number, reach, svg, window
+from relume.activations.flaws import FLAWS
 from relume.activations.row import Parameter
 from relume.cli import main
 from relume.cli.activations import _HELP
@@ -47,6 +48,15 @@ from relume.report.selection import FILTERS, Filter, cheaper_than, select, sente
 
 each_row = pytest.mark.parametrize("row", activations(), ids=lambda row: row.name)
 WIDTHS = (60, 80, 120)
+
+
+def test_pages_say_what_torch_loses():
+    """A function's numbers list every flaw of torch's module, and relume's own class where there is one."""
+    for row in activations():
+        said = dict(facts(row)).get("numerics", "")
+        assert all(flaw in said for flaw in FLAWS.get(row.name, ())) and bool(said) == (row.name in FLAWS)
+        assert row.kept in said or row.name not in FLAWS
+    assert dict(facts(activation("glu")))["numerics"] == "torch.nn.GLU in float32: gradient lost on the right"
 
 
 # --- curves and cards -------------------------------------------------------------------------------------------------

@@ -404,13 +404,13 @@ def test_backward_keeps_four_bytes(case: Case):
     assert saved_bytes(case.build()) <= BYTES
 
 
-@pytest.mark.parametrize("case", [case for case in OWN if case.row.layout == "elementwise"], ids=str)
+@each_own
 def test_own_functions_have_no_flaw(case: Case):
     """What relume evaluates itself gives no NaN at an end, loses no tail and keeps 4 bytes at most."""
     assert flaws(case.build(), case.row) == ()
 
 
-@pytest.mark.parametrize("case", [c for c in MODULES if c.which == "torch" and c.row.layout == "elementwise"], ids=str)
+@pytest.mark.parametrize("case", [case for case in MODULES if case.which == "torch"], ids=str)
 def test_torch_loses_exactly_what_is_said(case: Case):
     """The table of what torch's modules lose is complete, and has nothing that torch has mended."""
     assert flaws(module(case.row).eval(), case.row) == FLAWS.get(case.row.name, ())

@@ -16,7 +16,7 @@ import relume.nn
 from relume.diagnosis import REMEDIES_FOR
 from relume.interventions import CHANGES, Scene, replay
 from relume.recording import Recording
-from relume.remedies import REMEDIES
+from relume.remedies import REMEDIES, find_remedy
 from relume.report import words
 from relume.suspicions import Cause, number
 from relume.training import Training
@@ -176,7 +176,9 @@ def test_a_replay_is_the_same_each_time_and_each_change_changes_something() -> N
 def test_every_cause_has_its_remedies_and_its_words() -> None:
     """No cause of the contract is without an entry, and every remedy it names is one that can be tried."""
     assert set(get_args(Cause)) == set(REMEDIES_FOR) == set(words.CAUSES) == set(words.BECAUSE)
-    assert {name for names in REMEDIES_FOR.values() for name in names} <= set(REMEDIES)
+    named = {name for names in REMEDIES_FOR.values() for name in names}
+    assert {part for name in named for part in name.split("+")} <= set(REMEDIES)
+    assert all(find_remedy(name).name == name for name in named)
 
 
 def test_nothing_recorded_is_a_healthy_report() -> None:

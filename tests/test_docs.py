@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from wanting import shut, wanting
 
 from relume.activations import activations
 from relume.errors import RemedyError
@@ -79,23 +79,17 @@ def test_what_a_remedy_keeps(row: list[str]) -> None:
 
 def _keeps(remedy: str, steps: int) -> bool | None:
     """Whether the remedy keeps a network that wants it, after some steps of training; None where it refuses."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        function = nn.Sigmoid if remedy == "tanh" else nn.ReLU
-        first = nn.Linear(8, 32)
-        model = nn.Sequential(first, function(), nn.Linear(32, 32), function(), nn.Linear(32, 3))
-        optimizer = torch.optim.Adam(model.parameters())
-        x = torch.randn(1000, 8) * (50 if remedy == "scale_inputs" else 1)
-        for _ in range(steps):
-            optimizer.zero_grad()
-            model(x).square().mean().backward()
-            optimizer.step()
-        with torch.no_grad():
-            first.bias[:8] = -1000.0 if steps else 0.0
-        try:
-            return treat(model, optimizer, remedy, example_input=x).keeps_function
-        except RemedyError:
-            return None
+    model, optimizer, x, y = wanting(remedy)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    if steps:
+        shut(model)
+    try:
+        return treat(model, optimizer, remedy, example_input=x, targets=[y]).keeps_function
+    except RemedyError:
+        return None
 
 
 def test_the_catalogue_s_page_is_the_catalogue() -> None:

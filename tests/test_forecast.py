@@ -90,6 +90,41 @@ def test_an_mlp_is_foreseen_within_ten_percent(act: Callable[[], nn.Module], sig
     assert off(forecast(model, x), measured(model, x)) < 0.1
 
 
+class Gated(nn.Module):
+    """Squeeze and excitation: each channel times a gate that reads all of the sample."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv, self.gate = nn.Conv2d(channels, channels, 3, padding=1), nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        return torch.relu(h * torch.sigmoid(self.gate(h.mean((2, 3))))[:, :, None, None])
+
+
+def normalised(act: Callable[[], nn.Module]) -> nn.Module:
+    parts = [part for _ in range(10) for part in (nn.Linear(64, 64), nn.LayerNorm(64), act())]
+    return nn.Sequential(nn.Flatten(), *parts, nn.Linear(64, 10))
+
+
+TOGETHER: dict[str, Callable[[], nn.Module]] = {
+    "SiLU": lambda: nn.Sequential(nn.Flatten(), *mlp(nn.SiLU, 10, 256)),
+    "Hardswish": lambda: nn.Sequential(nn.Flatten(), *mlp(nn.Hardswish, 10, 256)),
+    "LayerNorm": lambda: drawn(normalised(nn.GELU), seed=1),
+    "gates": lambda: drawn(
+        nn.Sequential(nn.Conv2d(1, 16, 3), Gated(16), Gated(16), nn.Flatten(), nn.Linear(576, 10)), seed=1
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_slopes_of_one_sample_hang_together(name: str):
+    """Where some samples carry more of the gradient than others, it is within 10 % still: drawn apart, it is not."""
+    x = noise(2, 128, 1, 8, 8).double()
+    model = TOGETHER[name]().double()
+    assert off(forecast(model, x), measured(model, x, seeds=8)) < 0.1
+
+
 def convolutions(*, norm: Callable[[int], nn.Module], act: Callable[[], nn.Module], pool: nn.Module) -> nn.Module:
     parts: list[nn.Module] = []
     for fan_in in (1, 16, 16, 16):

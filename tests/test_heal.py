@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from relume.diagnosis import Coverage, Diagnosis
+from relume.diagnosis import REMEDIES_FOR, Coverage, Diagnosis
 from relume.errors import RemedyError, TrialError
-from relume.heal import heal, no_worse, recommended
+from relume.heal import heal, likeliest, no_worse, worth_adopting
 from relume.recording import Recording
 from relume.remedies import REMEDIES, Edit, Network, Remedy
 from relume.report.results import Report
 from relume.training import Training
 from relume.trial import Progress, trial
+from relume.trial.screening import ROUND, WORTH_PROVING, screen
 
 
 def network(bias: float) -> nn.Module:
@@ -168,10 +169,58 @@ def test_a_trial_of_unknown_arms_needs_their_records():
         heal(training, report=ill_report(), trial=result)
 
 
-def test_what_is_recommended_is_what_the_grave_diagnoses_name():
-    """Notes recommend nothing, remedies that are not there are left out, and no recommendation means all families."""
-    assert recommended(ill_report()) == ["reset_bias"]
-    assert recommended(dataclasses.replace(ill_report(), diagnoses=())) is None
+def test_what_is_tried_begins_with_what_the_grave_diagnoses_name():
+    """Their remedies first; then the first for each other cause; notes recommend nothing."""
+    names = [remedy.name for remedy in likeliest(ill_report())]
+    assert names[0] == "reset_bias"
+    assert "no_such_remedy" not in names
+    assert {first for first, *_ in REMEDIES_FOR.values()} <= set(names)
+    assert len(names) == len(set(names))
+
+
+def test_without_named_remedies_the_likeliest_are_screened_and_the_best_proven():
+    """The trial holds only arms that did well on another seed; the network is healed by one of them."""
+    healed = heal(make(ill), seeds=2, engine="sequential", report=ill_report())
+    assert healed.trial is not None
+    assert 1 <= len(healed.trial.arms) - 1 <= WORTH_PROVING
+    assert healed.trial.seeds == (0, 1)
+    assert healed.remedy == "reset_bias"
+    assert no_worse(healed.score_after, healed.score_before)
+
+
+def test_screening_stops_where_one_will_do_and_goes_on_where_none_does():
+    """A round that holds a cure is the last one; without any, the best scores come first."""
+    done: list[str] = []
+    useless = [own(f"useless{i}", lambda net: None) for i in range(ROUND)]
+    cure, never = REMEDIES["reset_bias"], REMEDIES["he_init"]
+
+    def note(progress: Progress) -> None:
+        done.append(progress.run.arm)
+
+    found = screen(make(ill), [*useless, cure, never], 80, 7, "sequential", on_progress=note)
+    assert found[0] in (cure, never)
+    assert done == ["untreated", *(remedy.name for remedy in useless), "reset_bias", "he_init"]
+
+    done.clear()
+    found = screen(make(ill), [cure, *useless, never], 80, 7, "sequential", on_progress=note)
+    assert found == [cure]
+    assert done == ["untreated", "reset_bias", *(remedy.name for remedy in useless[:-1])]
+
+    found = screen(make(ill), useless, 80, 7, "sequential")
+    assert len(found) == WORTH_PROVING
+
+
+def test_an_arm_better_in_every_seed_may_be_kept_though_unproven():
+    """Two seeds cannot prove a rise that differs; where it is there in both, and afresh, the user gets it."""
+    training = make(ill)
+    result = trial(training, ["reset_bias", "lower_learning_rate"], seeds=2, engine="sequential")
+    doubtful = dataclasses.replace(result.arm("reset_bias"), verdict="unproven")
+    same = result.arm("lower_learning_rate")
+    result = dataclasses.replace(result, arms=(result.control, doubtful, same))
+    assert [arm.name for arm in worth_adopting(result)] == ["reset_bias"]
+    healed = heal(training, report=ill_report(), trial=result)
+    assert healed.remedy == "reset_bias"
+    assert "was not proven, but scored higher in every seed" in healed.because
 
 
 @pytest.mark.parametrize(

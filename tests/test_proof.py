@@ -174,7 +174,7 @@ def test_a_convolution_is_as_a_linear_layer_on_its_patches():
     other = only(prove(nn.Sequential(same, nn.ReLU()), [patches]))
     assert found.units == other.units and found.samples == other.samples == len(patches)
     assert found.hull.tolist() == other.hull.tolist() and found.hull.any()
-    assert found.margin == pytest.approx(other.margin, rel=1e-4, abs=1e-5)  # their allowances for rounding differ
+    assert found.margin == pytest.approx(other.margin, rel=1e-4)
     # the box of a convolution lets each channel range alike at every place of the kernel: it is the larger of the two
     assert not found.box[~other.box].any()
 
@@ -437,7 +437,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_guide_tells_what_was_measured():
-    """The guide's table is that of `results/proof.json`, where no unit fired inside the box it was proven on."""
+    """The table is that of `benchmarks/results/proof.json`, where no unit fired inside the box it was proven on."""
     measured = json.loads((ROOT / "benchmarks/results/proof.json").read_text())
     page = (ROOT / "docs/guide/verdicts.md").read_text()
     assert measured["networks"] == 36

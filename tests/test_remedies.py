@@ -13,6 +13,7 @@ from nets import NETS, dropped, functional_mlp, mlp, normalised, residual, sigmo
 from test_surgery import part, train
 from torch import Tensor, nn
 from torch.nn import functional as F
+from wanting import shut, wanting
 
 import relume
 from relume.errors import RelumeError, RemedyError, SiteError
@@ -122,13 +123,11 @@ def test_the_table():
 @pytest.mark.parametrize("remedy", REMEDIES.values(), ids=list(REMEDIES))
 def test_snippets_run(remedy: Remedy, monkeypatch: pytest.MonkeyPatch):
     """What is shown to users works as pasted, given model, optimizer and example_input."""
-    model, x = (sigmoid_mlp if remedy.name == "tanh" else mlp)(0)
-    optimizer = adam(model)
+    model, optimizer, x, y = wanting(remedy.name)
     if remedy.name == "recycle":
-        kill(model)
-    x = x * 100 + 7 if remedy.name == "scale_inputs" else x
+        shut(model)
     monkeypatch.setattr(relume, "treat", treat, raising=False)
-    scope = {"model": model, "optimizer": optimizer, "example_input": x}
+    scope = {"model": model, "optimizer": optimizer, "example_input": x, "targets": y}
 
     exec(remedy.code, scope)
 
@@ -550,7 +549,7 @@ def test_sites_are_chosen_by_name():
 def test_unknown_remedies_and_wrong_inputs_say_what_there_is():
     """Both messages help."""
     model, _ = mlp(0)
-    with pytest.raises(RemedyError, match="There are: leaky_relu"):
+    with pytest.raises(RemedyError, match=r"no remedy named 'prozac'\.\nRemedies: leaky_relu"):
         treat(model, None, "prozac")
     with pytest.raises(RemedyError, match="does not run on the example input"):
         treat(model, None, "elu", example_input=torch.zeros(3, 99))

@@ -62,7 +62,7 @@ def make(**changes: Any) -> Training:
     return Training(**{**parts, **changes})
 
 
-def nothing(model: nn.Module, optimizer: Optimizer, inputs: Any) -> Treated:
+def nothing(model: nn.Module, optimizer: Optimizer, inputs: Any, targets: Any) -> Treated:
     """A remedy that draws random numbers and spoils its inputs, and changes nothing."""
     torch.rand(17)
     with torch.no_grad():
@@ -70,18 +70,18 @@ def nothing(model: nn.Module, optimizer: Optimizer, inputs: Any) -> Treated:
     return model, optimizer, {"all": "nothing"}
 
 
-def revive(model: nn.Module, optimizer: Optimizer, inputs: Any) -> Treated:
+def revive(model: nn.Module, optimizer: Optimizer, inputs: Any, targets: Any) -> Treated:
     nn.init.zeros_(model[0].bias)  # type: ignore[index]
     return model, optimizer, {"0": "bias at zero"}
 
 
-def overshoot(model: nn.Module, optimizer: Optimizer, inputs: Any) -> Treated:
+def overshoot(model: nn.Module, optimizer: Optimizer, inputs: Any, targets: Any) -> Treated:
     for group in optimizer.param_groups:
         group["lr"] *= 10_000
     return model, optimizer, {}
 
 
-def blank(model: nn.Module, optimizer: Optimizer, inputs: Any) -> Treated:
+def blank(model: nn.Module, optimizer: Optimizer, inputs: Any, targets: Any) -> Treated:
     """A remedy that freezes the network with all weights at zero."""
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
@@ -90,15 +90,15 @@ def blank(model: nn.Module, optimizer: Optimizer, inputs: Any) -> Treated:
     return model, optimizer, {}
 
 
-def refuse(model: nn.Module, optimizer: Optimizer, inputs: Any) -> Treated:
+def refuse(model: nn.Module, optimizer: Optimizer, inputs: Any, targets: Any) -> Treated:
     raise RemedyError("there is no convolution to widen.")
 
 
-def stumble(model: nn.Module, optimizer: Optimizer, inputs: Any) -> Treated:
+def stumble(model: nn.Module, optimizer: Optimizer, inputs: Any, targets: Any) -> Treated:
     raise ZeroDivisionError("a bug in a remedy")
 
 
-def die(model: nn.Module, optimizer: Optimizer, inputs: Any) -> Treated:
+def die(model: nn.Module, optimizer: Optimizer, inputs: Any, targets: Any) -> Treated:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 
@@ -109,7 +109,7 @@ class DieOnce:
     def __init__(self, mark: Path) -> None:
         self.mark = mark
 
-    def __call__(self, model: nn.Module, optimizer: Optimizer, inputs: Any) -> Treated:
+    def __call__(self, model: nn.Module, optimizer: Optimizer, inputs: Any, targets: Any) -> Treated:
         if not self.mark.exists():
             self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)

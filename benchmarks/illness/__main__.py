@@ -13,6 +13,7 @@ import click
 import torch
 from loky import get_reusable_executor
 
+from benchmarks.illness import healing
 from benchmarks.illness.examine import examine, examine_trap
 from benchmarks.illness.tables import told
 from benchmarks.illness.traps import TRAPS
@@ -27,8 +28,13 @@ HALVES = {"tune": 0, "report": 1}  # by the seed's last bit: what is tuned on is
 @click.option("--traps", default=2, show_default=True, help="Seeds of each healthy trap.")
 @click.option("--only", default="", help="Traps of these names alone, with commas; no drawn runs, no file.")
 @click.option("--workers", default=2, show_default=True)
-def main(half: str, count: int, traps: int, only: str, workers: int) -> None:
+@click.option("--heal", is_flag=True, help="Heal the planted runs instead, those that are ill and of --longest steps.")
+@click.option("--longest", default=1000, show_default=True, help="Steps of the longest run that is healed.")
+def main(half: str, count: int, traps: int, only: str, workers: int, heal: bool, longest: int) -> None:
     """Draw runs, train them, ask relume, and count."""
+    if heal:
+        _heal([2 * i + HALVES[half] for i in range(count // 2)], half, longest)
+        return
     seeds = [] if only else [2 * i + HALVES[half] for i in range(count // 2)]
     names = [trap.name for trap in TRAPS if not only or trap.name in only.split(",")]
     if only and not names:
@@ -47,7 +53,18 @@ def main(half: str, count: int, traps: int, only: str, workers: int) -> None:
         _keep(half, found, trapped)
 
 
+def _heal(seeds: list[int], half: str, longest: int) -> None:
+    """One run after the other: healing has workers of its own."""
+    results = [result for seed in seeds if (result := healing.healed(seed, longest)) is not None]
+    print(healing.told(results))
+    _write(f"healing-{half}.json", {"cases": results})
+
+
 def _keep(half: str, found: list[dict[str, Any]], trapped: list[dict[str, Any]]) -> None:
+    _write(f"illness-{half}.json", {"cases": found, "traps": trapped})
+
+
+def _write(name: str, tables: dict[str, list[dict[str, Any]]]) -> None:
     RESULTS.mkdir(exist_ok=True)
     head = {
         "command": " ".join(["python -m benchmarks.illness", *sys.argv[1:]]),
@@ -56,9 +73,9 @@ def _keep(half: str, found: list[dict[str, Any]], trapped: list[dict[str, Any]])
         "torch": torch.__version__,
     }
     # one run a line: the file is read by people, who compare it with the one before
-    rows = {name: ",\n".join(map(json.dumps, rows)) for name, rows in (("cases", found), ("traps", trapped))}
-    body = ",\n".join(f'"{name}": [\n{lines}\n]' for name, lines in rows.items())
-    path = RESULTS / f"illness-{half}.json"
+    rows = {table: ",\n".join(map(json.dumps, table_rows)) for table, table_rows in tables.items()}
+    body = ",\n".join(f'"{table}": [\n{lines}\n]' for table, lines in rows.items())
+    path = RESULTS / name
     path.write_text(f"{json.dumps(head, indent=1)[:-2]},\n{body}\n}}\n")
     print(f"Figures: {path.relative_to(Path.cwd())}", file=sys.stderr)
 

@@ -7,7 +7,7 @@ Rules propose causes (`SUSPICIONS`), each with a strength and the numbers behind
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from relume.activations import ACTIVATIONS
@@ -21,6 +21,7 @@ SPECIFIC = (
     0.25  # a cause seen in the numbers themselves may mend that much less than a lower learning rate, which helps
 )
 # against everything, and still come first
+RULED_OUT = 0.1  # of the burden: a change that takes away no more speaks against its cause
 UNUSUAL_STEP = 10  # times the usual share of its size that a step moves a layer: an order of magnitude
 
 
@@ -59,20 +60,39 @@ class Coverage:
     blind: tuple[str, ...] = ()  # what could not be seen, and why, one sentence each
 
 
+# Best first; "a+b" is both, one after the other, where one is not enough. Recycling wants the cause gone before.
 REMEDIES_FOR: Mapping[Cause, tuple[str, ...]] = {
-    "learning_rate_too_high": ("lower_learning_rate", "batch_norm", "clip_gradients", "prelu", "leaky_relu", "elu"),
-    "learning_rate_too_low": ("raise_learning_rate", "batch_norm"),
-    "initial_scale": ("he_init", "xavier_init", "lsuv_init", "batch_norm"),
-    "bias": ("reset_bias", "recycle", "he_init", "batch_norm", "leaky_relu"),
-    "unscaled_inputs": ("scale_inputs", "batch_norm", "lower_learning_rate"),
-    "unscaled_targets": ("clip_gradients", "lower_learning_rate", "raise_learning_rate"),
-    "saturating_activation": ("batch_norm", "elu", "leaky_relu", "tanh", "xavier_init", "smaller_network"),
-    "unbounded_activation": ("elu", "softplus", "batch_norm", "clip_gradients"),
-    "narrow_and_deep": ("batch_norm", "prelu", "leaky_relu", "elu", "smaller_network"),
-    "output_activation": ("lower_learning_rate",),
-    "no_gradient": (),
-    "unknown": ("batch_norm", "lower_learning_rate", "leaky_relu", "prelu", "elu", "he_init"),
-}
+    "learning_rate_too_high": (
+        "lower_learning_rate", "lower_learning_rate_100x", "lower_learning_rate_1000x", "lower_learning_rate+recycle",
+        "clip_gradients", "batch_norm", "no_weight_decay", "leaky_relu",
+    ),
+    "learning_rate_too_low": (
+        "raise_learning_rate", "raise_learning_rate_100x", "raise_learning_rate_1000x", "raise_learning_rate_10000x",
+        "batch_norm",
+    ),
+    "initial_scale": ("he_init", "xavier_init", "lsuv_init", "he_init+batch_norm", "batch_norm"),
+    "bias": ("reset_bias", "reset_bias+he_init", "he_init", "reset_bias+recycle", "batch_norm", "leaky_relu"),
+    "unscaled_inputs": (
+        "scale_inputs", "batch_norm", "scale_inputs+he_init", "lower_learning_rate", "clip_gradients",
+        "skip_non_finite",
+    ),
+    "unscaled_targets": (
+        "scale_targets", "scale_targets+he_init", "clip_gradients", "lower_learning_rate", "raise_learning_rate",
+    ),
+    "saturating_activation": (
+        "leaky_relu+he_init", "xavier_init+batch_norm", "elu", "batch_norm", "leaky_relu", "tanh", "xavier_init",
+    ),
+    "unbounded_activation": ("elu", "softplus", "batch_norm", "elu+he_init", "clip_gradients"),
+    "narrow_and_deep": (
+        "residual", "layer_norm+leaky_relu", "batch_norm+leaky_relu", "elu+xavier_init", "batch_norm", "prelu",
+    ),
+    "output_activation": ("linear_output", "linear_output+lower_learning_rate", "lower_learning_rate"),
+    "no_gradient": ("keep_gradient", "train_all"),
+    "unknown": (
+        "batch_norm", "lower_learning_rate", "leaky_relu", "he_init+batch_norm", "no_weight_decay", "train_all",
+        "clip_gradients", "skip_non_finite",
+    ),
+}  # fmt: skip
 
 
 # One complaint at a time --------------------------------------------------------------------------------------------
@@ -148,27 +168,38 @@ def measure_of(complaint: Iterable[Symptom]) -> Measure:
     return next(m for m in MEASURES if kinds & (m.kinds - _RUINED or m.kinds))
 
 
-def burden_of(complaint: Iterable[Symptom], recording: Recording, symptoms: tuple[Symptom, ...]) -> float:
-    """How much of this complaint another recording of the same network shows."""
+def burden_of(
+    complaint: Iterable[Symptom], recording: Recording, symptoms: tuple[Symptom, ...], outputs: Collection[str] = ()
+) -> float:
+    """How much of this complaint another recording of the same network shows; `outputs` are its own output sites."""
     complaint = tuple(complaint)
     born_only = all(s.born for s in complaint if s.kind in ("dead", "saturated"))
     counted = tuple(s for s in symptoms if s.kind not in ("dead", "saturated") or s.born or not born_only)
+    if {s.site for s in complaint if s.kind in ("dead", "saturated")} <= set(
+        outputs
+    ):  # those inside are another matter
+        counted = tuple(s for s in counted if s.kind not in ("dead", "saturated") or s.site in outputs)
     return burden(recording, counted, tuple(measure_of(complaint).kinds))
 
 
 def settled(complaint: tuple[Symptom, ...], experiments: tuple[Experiment, ...]) -> tuple[Symptom, ...]:
     """The complaint with its doubts resolved: what is doubtful counts if a change that takes it away learns more.
 
-    What no change lowers is at its floor, as far as anyone can tell; units that nobody misses are no illness.
+    What no change lowers is at its floor, as far as anyone can tell; units that nobody misses are no illness. For those
+    that were born dead it is enough that a change keeps them alive.
     """
     if not experiments:
         return complaint
-    control = experiments[0]
-    missed = any(e.better and e.burden <= (1 - MENDED) * control.burden for e in experiments[1:])
-    return tuple(
-        s if s.at_worst is None else replace(s, severity=s.at_worst if missed else "note", at_worst=None)
-        for s in complaint
-    )
+    mending = [e for e in experiments[1:] if e.burden <= (1 - MENDED) * experiments[0].burden]
+    missed = any(e.better for e in mending)
+
+    def settle(s: Symptom) -> Symptom:
+        if s.at_worst is None:
+            return s
+        ill = missed or (bool(mending) and s.kind == "dead" and s.born)
+        return replace(s, severity=s.at_worst if ill else "note", at_worst=None)
+
+    return tuple(settle(s) for s in complaint)
 
 
 # The verdict --------------------------------------------------------------------------------------------------------
@@ -236,8 +267,8 @@ def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: 
         cause = rivals[0] if rivals else cause
     elif untested:
         cause = untested[0]  # the strongest: suspicions come sorted
-    elif found:
-        likeliest = max(found, key=lambda s: s.strength + max(0.0, mended.get(s.cause, 0.0)))
+    elif left := [s for s in found if mended.get(s.cause, 1.0) > RULED_OUT]:  # by the replays
+        likeliest = max(left, key=lambda s: s.strength + mended.get(s.cause, 0.0))
         if not experiments or likeliest.strength >= PLAIN:
             cause = likeliest.cause  # plain in the numbers, though no replay took it away
     because += [s.because for s in found if s.cause == cause]

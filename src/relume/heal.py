@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 from relume.checkup import diagnose
+from relume.diagnosis import REMEDIES_FOR
 from relume.errors import RemedyError
 from relume.interventions import report_on
-from relume.remedies import REMEDIES, Remedy
+from relume.remedies import REMEDIES, Remedy, find_remedy
 from relume.report.results import Healed, Report, Trial
 from relume.training import Training, fresh, repeatable, require_steps
 from relume.trial import trial as run_trial
 from relume.trial.arms import Trained, carry_out
 from relume.trial.proof import apply_remedy, seed_list
-from relume.verdicts import WINNING, Arm, ranked
+from relume.trial.screening import screen
+from relume.verdicts import MIN_SEEDS, WINNING, Arm, ranked
 
 if TYPE_CHECKING:
     from relume.trial import OnProgress
 
-CANDIDATES = 3  # arms proven in the trial that are trained afresh before the network is left untreated
+CANDIDATES = 3  # arms of the trial that are trained afresh before the network is left untreated
 
 
 def heal(
@@ -36,10 +39,12 @@ def heal(
 ) -> Healed:
     """Train the network; where it is ill, with the remedy that a trial has proven on it.
 
-    Diagnoses first (or takes `report`) and is done when the network is healthy. Else it tries `remedies`, by default
-    those that the report recommends, over `seeds` (or takes `trial`); trains afresh, from a seed that the trial has not
-    seen, without and with the winner; and keeps the treated network only if its score is at least the untreated one's.
-    `steps` replaces the training's own number throughout.
+    Diagnoses first (or takes `report`) and is done when the network is healthy. Else it tries `remedies` over `seeds`
+    (or takes `trial`). By default these are the best of those that the report recommends, or, where none of them does
+    better on a first seed, of the first remedies for other causes. It then trains afresh, from a seed that nothing was
+    chosen on, without and with the winner, and keeps the treated network only if its score is at least the untreated
+    one's. Where nothing was proven, a remedy that scored higher in every seed of the trial is kept only if it scores
+    higher afresh too. `steps` replaces the training's own number throughout.
 
         healed = relume.heal(training)
         print(healed.remedy, healed.score_before, healed.score_after)
@@ -63,34 +68,60 @@ def heal(
         remedies = [remedies] if isinstance(remedies, (str, Remedy)) else list(remedies)
         known = {**REMEDIES, **{remedy.name: remedy for remedy in remedies if isinstance(remedy, Remedy)}}
     if trial is None:
-        asked = recommended(report) if remedies is None else remedies
-        trial = run_trial(training, asked, chosen_seeds, steps, engine, on_progress=on_progress, report=report)
+        if remedies is None:
+            first = max(chosen_seeds) + 2  # seeds that chose an arm would flatter it, in the trial and afresh
+            remedies = screen(training, likeliest(report), steps, first, engine, on_progress=on_progress)
+        trial = run_trial(training, remedies, chosen_seeds, steps, engine, on_progress=on_progress, report=report)
         if not trial.finished:
             raise KeyboardInterrupt
 
     seed = max(trial.seeds) + 1
     untreated = carry_out(fresh(training), steps, seed)
-    refused = []
-    for arm in [arm for arm in ranked(trial.arms[1:]) if arm.verdict in WINNING][:CANDIDATES]:
+    refused, level = [], None
+    for arm in worth_adopting(trial)[:CANDIDATES]:
         treated = carry_out(fresh(training), steps, seed, partial(apply_remedy, _record(arm, known)))
         scores = f"{arm.name} {_score(treated)}, untreated {_score(untreated)}"
-        if no_worse(treated.score, untreated.score):
-            because = (
-                f"{arm.name} was proven in the trial ({arm.because.rstrip('.')}). Afresh with seed {seed}: {scores}."
-            )
+        proven = arm.verdict in WINNING
+        how = "was proven in the trial" if proven else "was not proven, but scored higher in every seed of the trial"
+        because = f"{arm.name} {how} ({arm.because.rstrip('.')}). Afresh with seed {seed}: {scores}."
+        if not no_worse(treated.score, untreated.score) or (treated.score == untreated.score and not proven):
+            refused.append(scores)
+        elif treated.score != untreated.score:
             return _healed(arm.name, treated, untreated, report, trial, because)
-        refused.append(scores)
+        elif level is None:
+            level = _healed(arm.name, treated, untreated, report, trial, because)
+    if level is not None:  # healthier, and no arm scores higher
+        return level
     because = f"Left untreated. {trial.because}"
     if refused:
-        because = f"Left untreated: what the trial had proven did worse afresh with seed {seed}: {'; '.join(refused)}."
+        because = f"Left untreated: what did better in the trial did not afresh with seed {seed}: {'; '.join(refused)}."
     return _healed(None, untreated, untreated, report, trial, because)
 
 
-def recommended(report: Report) -> list[str] | None:
-    """The remedies that a report recommends, best first; None, for all families, where it recommends none."""
+def likeliest(report: Report) -> list[Remedy]:
+    """What a report recommends, best first; then the first remedy for each other cause, as it may be that one."""
     grave = [diagnosis for diagnosis in report.diagnoses if diagnosis.severity != "note"]
-    names = dict.fromkeys(name for diagnosis in grave for name in diagnosis.remedies if name in REMEDIES)
-    return list(names) or None
+    names = [name for diagnosis in grave for name in diagnosis.remedies]
+    others = [first for first, *_ in REMEDIES_FOR.values()]
+    found = []
+    for name in dict.fromkeys((*names, *others, *REMEDIES_FOR["unknown"])):
+        with suppress(RemedyError):  # a report may come from a version that knew other remedies
+            found.append(find_remedy(name))
+    return found
+
+
+def worth_adopting(trial: Trial) -> list[Arm]:
+    """The arms that were proven, best first; then those that scored higher in every seed, though not reliably."""
+    control = trial.control.scores
+    arms = ranked(trial.arms[1:])
+    proven = [arm for arm in arms if arm.verdict in WINNING]
+    higher = [arm for arm in arms if arm not in proven and _higher(arm.scores, control)]
+    return proven + higher
+
+
+def _higher(scores: Sequence[float | None], control: Sequence[float | None]) -> bool:
+    pairs = list(zip(scores, control, strict=False))
+    return len(pairs) >= MIN_SEEDS and all(a is not None and (c is None or a > c) for a, c in pairs)
 
 
 def no_worse(treated: float | None, untreated: float | None) -> bool:
@@ -99,12 +130,13 @@ def no_worse(treated: float | None, untreated: float | None) -> bool:
 
 
 def _record(arm: Arm, known: Mapping[str, Remedy]) -> Remedy:
-    if arm.name not in known:
+    try:
+        return find_remedy(arm.name, known)
+    except RemedyError:
         raise RemedyError(
             f"the trial's arm {arm.name!r} is no remedy that is known here.\n"
             f"Pass its record: remedies=[...]. Known: {', '.join(known)}."
-        )
-    return known[arm.name]
+        ) from None
 
 
 def _score(trained: Trained) -> str:

@@ -64,6 +64,7 @@ def experiments(
     """
     done: dict[tuple[int, str, int], _Replayed | None] = {}
     found: dict[int, tuple[Experiment, ...]] = {}
+    outputs = {site.name for site in recording.sites if site.output}
     for index, group in enumerate(complaints(recording, symptoms)):
         since = 0 if any(s.born for s in group) else min(s.since for s in group)
         scene = scene_at(since)
@@ -74,7 +75,7 @@ def experiments(
         of_the_loss = is_of_the_loss(group)
         run = partial(_once, done, scene, recording, steps)
         control = run(None)
-        if control is None or (not of_the_loss and burden_of(group, control.recording, control.symptoms) <= 0):
+        if control is None or (not of_the_loss and burden_of(group, control.recording, control.symptoms, outputs) <= 0):
             continue  # the illness does not show within a replay, so no change can be seen to mend it
         tried = [c for c in CHANGES if c.fits(recording, strength)] + ([BY_THE_BOOK] if of_the_loss else [])
         outcomes = [(None, control), *((c, r) for c in tried if (r := run(c)) is not None)]
@@ -111,6 +112,7 @@ def _compared(
 ) -> Iterator[Experiment]:
     """What each replay shows of this complaint; a stuck loss is measured by the furthest that any brought it."""
     control = outcomes[0][1]
+    outputs = {site.name for site in recording.sites if site.output}
     run_level = _run_level(recording) if any(s.kind == "not_learning" and not s.site for s in group) else math.inf
     better = [change is not None and _is_lower(r.losses, control.losses, run_level) for change, r in outcomes]
     levels = [_level(r.losses) for _, r in outcomes]
@@ -120,7 +122,7 @@ def _compared(
             span = levels[0] - least
             burden = min(1.0, max(0.0, (level - least) / span)) if span > 0 and math.isfinite(level) else 1.0
         else:
-            burden = burden_of(group, r.recording, r.symptoms)
+            burden = burden_of(group, r.recording, r.symptoms, outputs)
         yield Experiment(
             change=change.words if change else "as it was",
             cause=change.cause if change else None,

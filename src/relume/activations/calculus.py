@@ -35,6 +35,7 @@ SELU_ALPHA = 1.6732632423543772848170429916717
 SQRT_HALF = math.sqrt(0.5)
 _COARSE_HALF = round(SQRT_HALF * 2**12) / 2**12  # the first bits of it, and the others
 _FINE_HALF = SQRT_HALF - _COARSE_HALF
+SILU_EXACT = 80.0
 SQRT_TAU = math.sqrt(2 * math.pi)
 
 
@@ -97,19 +98,39 @@ def soft_relu(x: Any) -> Any:
     return plus(log1p(exp(minimum(x, 40.0), own=True)), maximum(x - 40, 0.0))
 
 
+def _is_near(x: Any) -> bool:
+    """Whether torch's operators for silu are exact for all of the tensor: beyond -88 they overflow, and at infinity."""
+    low, high = x.aminmax()
+    return low.item() > -SILU_EXACT and high.item() < SILU_EXACT
+
+
 def silu(x: Any) -> Any:
     """x times the logistic function of x."""
+    if memory_is_reused(x) and _is_near(x):
+        from torch.nn.functional import silu  # here, because the catalogue works without torch
+
+        return silu(x)
     return gated(cut_left(x), x)
 
 
 def silu_slope(x: Any) -> Any:
     """The derivative of silu."""
+    if memory_is_reused(x) and _is_near(x):
+        import torch  # here, because the catalogue works without torch
+
+        return torch.ops.aten.silu_backward(x.new_ones(()), x)
     x = cut(x)
     return gated(plus(gated(x, x, -1.0), 1.0), x)
 
 
 def tanh_slope(x: Any, factor: Any = 1.0) -> Any:
     """The derivative of tanh, times a factor."""
+    if memory_is_reused(x):  # s (1 - s) is even in x, and left of 0 keeps its digits
+        import torch  # here, because the catalogue works without torch
+
+        s = gated(1.0, times(x.abs(), -2.0))
+        factor = s.new_full((), 4 * factor) if is_array(factor) else 4 * factor
+        return torch.ops.aten.sigmoid_backward(factor, s)
     return gated(gated(4 * factor, x, 2.0), x, -2.0)
 
 
@@ -146,6 +167,11 @@ def bell(x: Any, rate: float = 0.5) -> Any:
     coarse = over(rounded(x * 64), 64.0)
     rest = times(coarse - x, coarse + x)
     return times(exp(times(square(coarse), -rate)), exp(times(rest, rate)))
+
+
+def rough_ndtr(x: Any) -> Any:
+    """The distribution function of the standard normal without the care of `ndtr`: left of 0 it has x^2 ULP."""
+    return times(erfc(x * -SQRT_HALF, own=True), 0.5)
 
 
 def ndtr(x: Any) -> Any:

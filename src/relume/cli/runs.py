@@ -22,7 +22,7 @@ def _seeds(default: int) -> Callable[[F], F]:
 _subject = click.argument("subject", metavar="FILE:NAME")
 _steps = click.option("--steps", type=click.IntRange(min=1), help="Steps of each run; default: the training's own.")
 _remedies = click.option(
-    "--remedy", "remedies", multiple=True, metavar="NAME", help="Try this one only; may be repeated."
+    "--remedy", "remedies", multiple=True, metavar="NAME", help="Try this one only; a+b is both. May be repeated."
 )
 _engine = click.option(
     "--engine", type=click.Choice(["auto", "processes", "sequential"]), default="auto", show_default=True,

@@ -24,8 +24,8 @@ from relume.sites import is_lazy, undisturbed
 from relume.symptoms.record import GRADIENT_RATIO
 from relume.theory import born_dead_chance, moments
 
-# A probe is one random gradient. Their noise is that of a backward pass of as many samples.
-FEWEST_PROBES, MOST_PROBES, PROBED_VALUES = 4, 64, 2**15
+# A probe is one random gradient, with the slopes of one sample. Their noise is that of a backward pass of as many.
+FEWEST_PROBES, MOST_PROBES, PROBED_VALUES = 4, 256, 2**15
 
 __all__ = ["Forecast", "LayerForecast", "forecast"]
 

@@ -26,8 +26,8 @@ class State:
     """What is foreseen of one tensor of the forward pass; shapes are the tensor's, with 1 in place of the batch.
 
     `probe` is no number of the signal: it is a tensor (with the number of probes in place of the batch) that depends on
-    those before it as the gradient does on those behind it, with the weights and with slopes drawn by their mean and
-    spread. Autograd on it gives gradients.
+    those before it as the gradient does on those behind it, with the weights and with the slopes of one sample
+    of the example, or with slopes drawn by their mean and spread. Autograd on it gives gradients.
     """
 
     mean: Tensor
@@ -70,6 +70,11 @@ def state_of(value: Tensor, probes: int, *, around: Tensor | None = None, raw: b
 def spread(mean: Tensor, variance: Tensor, like: Tensor) -> Tensor:
     """Draws with this mean and variance, one for each element of `like`."""
     return mean + variance.clamp_min(0.0).sqrt() * torch.randn_like(like)
+
+
+def shown(value: Tensor, like: Tensor) -> Tensor:
+    """The example's own values, a row a probe: probes take its samples in turn, the same ones in every layer."""
+    return value.detach().double()[torch.arange(len(like), device=value.device) % len(value)]
 
 
 def normal_means(

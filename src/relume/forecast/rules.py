@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relume.forecast.moments import State, spread, state_of
+from relume.forecast.moments import State, shown, spread, state_of
 from relume.nested import tensors
 
 
@@ -53,6 +53,11 @@ class Operation:
             return constant(value) if constant else value
 
         return self.func(*(swap(a) for a in self.args), **{k: swap(v) for k, v in self.kwargs.items()})
+
+
+def _drawn(value: Tensor | None, state: State, like: Tensor) -> Tensor:
+    """The values of the samples that the probes stand for; of one sample, others like it."""
+    return shown(value, like) if value is not None and len(value) > 1 else spread(state.mean, state.variance, like)
 
 
 _TINY = 1e-300  # below every mean square, and above 0
@@ -118,19 +123,24 @@ def _normalised(
     probe = state.probe
     if constants is not None:
         centre, power = constants
+        sizes = power
     else:
         centre = state.mean.mean(over, keepdim=True) if centred else torch.zeros_like(state.mean)
-        power = state.second.mean(over, keepdim=True) - centre.square()
+        sizes = power = state.second.mean(over, keepdim=True) - centre.square()
         if values is not None and len(values) > 1:
+            values = values.detach().double()
+            each = values.var(over, correction=0, keepdim=True) if centred else values.square().mean(over, keepdim=True)
             # Samples differ in size, and it is the small ones that normalisation enlarges.
-            power = _power(values.detach().double(), over, eps, centred)
-        probe = _projected(probe, state, over, count, centred)
-    gain = (1.0 if weight is None else weight) / (power + eps).sqrt()
+            power = 1 / (1 / (each + eps)).mean(0, keepdim=True) - eps
+            sizes = shown(each, probe)
+        probe = _projected(probe, state, over, count, centred, values)
+    weight = 1.0 if weight is None else weight
+    gain = weight / (power + eps).sqrt()
     return replace(
         state,
         mean=(state.mean - centre) * gain + (0.0 if bias is None else bias),
         variance=state.variance * gain**2,
-        probe=probe * gain,
+        probe=probe * (weight / (sizes + eps).sqrt()),
         stretch=0.0,
         plain=False,
         applied=None,
@@ -138,15 +148,11 @@ def _normalised(
     )
 
 
-def _power(values: Tensor, over: tuple[int, ...], eps: float, centred: bool) -> Tensor:
-    """The variance (or mean square) over dimensions of each sample, in the mean that gains of 1 / sqrt see."""
-    each = values.var(over, correction=0, keepdim=True) if centred else values.square().mean(over, keepdim=True)
-    return 1 / (1 / (each + eps)).mean(0, keepdim=True) - eps
-
-
-def _projected(probe: Tensor, state: State, over: tuple[int, ...], count: int, centred: bool) -> Tensor:
+def _projected(
+    probe: Tensor, state: State, over: tuple[int, ...], count: int, centred: bool, values: Tensor | None
+) -> Tensor:
     """What normalisation takes from the gradient: its parts along the mean and along the signal."""
-    signal = spread(state.mean, state.variance, probe)
+    signal = _drawn(values, state, probe)
     seen = math.prod(probe.shape[d] for d in over)
     parts = 1
     if centred:
@@ -177,6 +183,7 @@ def batch_norm(op: Operation) -> State | None:
         weight=_per_channel(given.get("weight"), dims),
         bias=_per_channel(given.get("bias"), dims),
         constants=(running[0], running[1]) if fixed and running[0] is not None and running[1] is not None else None,
+        values=given["input"],
     )
 
 
@@ -304,8 +311,7 @@ def multiply(op: Operation) -> State | None:
             last,
             mean=first.mean * second.mean,
             variance=first.second * second.second - (first.mean * second.mean).square(),
-            probe=first.probe * spread(second.mean, second.variance, first.probe)
-            + second.probe * spread(first.mean, first.variance, second.probe),
+            probe=first.probe * _drawn(b, second, first.probe) + second.probe * _drawn(a, first, second.probe),
             raw=False,
             plain=False,
             applied=None,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from relume.activations import ACTIVATIONS
 from relume.errors import RelumeError
-from relume.forecast.moments import State, normal_means, share_beyond, state_of
+from relume.forecast.moments import State, normal_means, share_beyond, shown, state_of
 from relume.forecast.rules import LAYERS, RULES, Operation, cut, severed
 from relume.nested import tensors
 from relume.probe import FLAT_SLOPE
@@ -274,9 +274,16 @@ class Tape(Trace):
                 layer.saturated_share = float(
                     by_unit(row.flat_edges(FLAT_SLOPE, **site.parameters), flat_variance).mean()
                 )
-        # Where a branch was added to what an activation let through, its values are still in the sum.
-        drawn = replace(state, mean=mean, variance=variance) if state.draw is None else state
-        z = drawn.drawn(state.probe).detach()
+        # Slopes of one sample hang together: some samples carry most of a deep network's gradient. So each probe stands
+        # for a sample, and has its slopes. One sample stands for others like it, and what worked in place is gone.
+        read = op.args[0]
+        is_there = read.data_ptr() != op.result.data_ptr() or site.activation in _IDEMPOTENT
+        if len(read) > 1 and is_there and bool(variance.isfinite().all()):
+            z = shown(read, state.probe)
+        else:
+            # Where a branch was added to what an activation let through, its values are still in the sum.
+            drawn = replace(state, mean=mean, variance=variance) if state.draw is None else state
+            z = drawn.drawn(state.probe).detach()
         points = z.reshape(-1).cpu().numpy()
         with np.errstate(over="ignore", invalid="ignore"):
             value, slope = (

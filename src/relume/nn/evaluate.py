@@ -23,7 +23,7 @@ _BLOCK = 2**16
 PLAIN = frozenset({"arctan", "bilinear_glu", "exp", "relu_squared", "shifted_relu", "sine", "tailored_relu"})
 
 # Rows whose value is so few operators that a walk through blocks, which ends with a copy, costs more than it saves.
-SIMPLE = frozenset({"aptx", "lisht", "maxout", "quick_gelu", "reglu", "scaled_tanh", "swiglu", "swish"})
+SIMPLE = frozenset({"aptx", "gaussian", "lisht", "maxout", "nlrelu", "quick_gelu", "scaled_tanh", "swish"})
 
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -119,10 +119,12 @@ def _value(row: Activation, dim: int, input: Tensor, parameters: Sequence[float 
         shape[dim] = shape[dim] * row.outputs // row.operands
     result = torch.empty_like(input) if row.layout == "elementwise" else input.new_empty(shape)
     source, target = (input.view(-1), result.view(-1)) if flat else (input, result)
-    with reusing_memory():
+    with reusing_memory() as memory:
         for x, y in zip(source.split(rows), target.split(rows), strict=True):
+            memory.target = y if row.outputs == 1 and x.dtype not in _HALVES else None
             for found, part in zip(_outputs(row, dim, x, parameters), y.chunk(row.outputs, dim), strict=True):
-                part.copy_(found)
+                if found is not part:
+                    part.copy_(found)
     return result
 
 

@@ -3,47 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from relume.activations import Activation
+from relume.activations.flaws import FLAWS, Flaw
 
-Flaw = Literal[
-    "nan at -inf",
-    "nan at inf",
-    "value lost on the left",
-    "value lost on the right",
-    "gradient lost on the left",
-    "gradient lost on the right",
-    "more than 4 bytes",
-    "float64 as float32",
-    "no second derivative",
-    "no vmap",
-]
+__all__ = ["BYTES", "FLAWS", "LOST", "Flaw", "flaws", "saved_bytes", "start"]
 
-# A tail is lost where more than this share of it is gone, though float32 could hold the true number.
+# A stretch is lost where more than this share of it is gone, though float32 could hold the true number.
 LOST = 0.01
 # Float32 bytes for each element of the input that backward may need: the input, or the output, and no more.
 BYTES = 4
 
-# What torch's modules lose (measured with torch 2.13; a test holds that it is exactly this): every row with a flaw.
-FLAWS: Mapping[str, tuple[Flaw, ...]] = {
-    "sigmoid": ("gradient lost on the right",),
-    "tanh": ("gradient lost on the left", "gradient lost on the right"),
-    "rrelu": ("more than 4 bytes", "no vmap"),
-    "gelu": ("nan at -inf", "nan at inf", "value lost on the left", "gradient lost on the left"),
-    "gelu_tanh": ("nan at -inf", "nan at inf", "value lost on the left", "gradient lost on the left"),
-    "silu": ("nan at -inf", "nan at inf", "value lost on the left", "gradient lost on the left"),
-    "mish": ("nan at -inf", "nan at inf", "gradient lost on the left"),
-    "hardsigmoid": ("float64 as float32", "no second derivative"),
-    "hardswish": ("nan at -inf",),
-    "softsign": ("nan at -inf", "nan at inf", "more than 4 bytes"),
-    "logsigmoid": ("more than 4 bytes",),
-}
+# Where a function is followed: out to both sides, and from both sides down to 0.
+_STRETCHES = (
+    ("on the left", -np.linspace(1, 100, 3961)),
+    ("on the right", np.linspace(1, 100, 3961)),
+    ("near 0", np.concatenate([sign * 10.0 ** np.linspace(-6, 0, 241) for sign in (-1, 1)])),
+)
 
 
 def start(row: Activation) -> dict[str, float]:
@@ -74,24 +56,28 @@ def saved_bytes(function: Callable[[Tensor], Tensor], elements: int = 4096) -> f
 
 
 def flaws(function: Callable[[Tensor], Tensor], row: Activation) -> tuple[Flaw, ...]:
-    """What a function of one number, said to be that of the row at its defaults, loses in float32 on the CPU.
+    """What a function, said to be that of the row at its defaults, loses in float32 on the CPU.
+
+    A function of several numbers reads them side by side. It is followed along the last of them, the others at 1, by
+    the first of its results and by the gradient of that to each of the numbers.
 
     >>> from relume.activations import activation
     >>> flaws(torch.sigmoid, activation("sigmoid"))
     ('gradient lost on the right',)
     """
     found: set[str] = set()
-    for end, side, sign in (("-inf", "left", -1), ("inf", "right", 1)):
-        value, slope, true_value, true_slope = _compare(function, row, np.array([sign * np.inf]))
-        if any(np.isnan(y) > np.isnan(true) for y, true in ((value, true_value), (slope, true_slope))):
+    for end, sign in (("-inf", -1), ("inf", 1)):
+        value, slopes, true_value, true_slopes = _compare(function, row, np.array([sign * np.inf]))
+        if any(np.any(np.isnan(y) > np.isnan(true)) for y, true in ((value, true_value), (slopes, true_slopes))):
             found.add(f"nan at {end}")
-        value, slope, true_value, true_slope = _compare(function, row, sign * np.linspace(1, 100, 3961))
-        found |= {f"value lost on the {side}"} if _lost(value, true_value) else set()
-        found |= {f"gradient lost on the {side}"} if _lost(slope, true_slope) else set()
+    for where, x in _STRETCHES:
+        value, slopes, true_value, true_slopes = _compare(function, row, x)
+        found |= {f"value lost {where}"} if _lost(value, true_value) else set()
+        found |= {f"gradient lost {where}"} if _lost(slopes, true_slopes) else set()
     if saved_bytes(function) > BYTES:
         found.add("more than 4 bytes")
-    value, slope, true_value, true_slope = _compare(function, row, np.linspace(-2.3, 2.3, 24), torch.float64)
-    if not all(np.allclose(y, true, 1e-10, 1e-10) for y, true in ((value, true_value), (slope, true_slope))):
+    value, slopes, true_value, true_slopes = _compare(function, row, np.linspace(-2.3, 2.3, 24), torch.float64)
+    if not all(np.allclose(y, true, 1e-10, 1e-10) for y, true in ((value, true_value), (slopes, true_slopes))):
         found.add("float64 as float32")
     if not _runs(lambda x: torch.autograd.functional.hessian(lambda z: function(z).sum(), x)):
         found.add("no second derivative")
@@ -111,13 +97,15 @@ def _runs(function: Callable[[Tensor], Tensor]) -> bool:
 def _compare(
     function: Callable[[Tensor], Tensor], row: Activation, x: np.ndarray, dtype: torch.dtype = torch.float32
 ) -> tuple[np.ndarray, ...]:
-    """Value and slope in that precision, and the true ones, at the numbers that it makes of x."""
-    z = torch.from_numpy(x).to(dtype).requires_grad_()
-    y = (copy.deepcopy(function).to(dtype) if isinstance(function, nn.Module) else function)(z)
-    (slope,) = torch.autograd.grad(y.sum(), z)
+    """Value and gradient in that precision, and the true ones, at the numbers that it makes of x."""
+    operands = np.stack([np.ones_like(x)] * (row.operands - 1) + [x], axis=-1)
+    z = torch.from_numpy(operands).to(dtype).requires_grad_()
+    y = (copy.deepcopy(function).to(dtype) if isinstance(function, nn.Module) else function)(z)[..., 0]
+    (slopes,) = torch.autograd.grad(y.sum(), z)
     at = z.detach().double().numpy()
-    shape = start(row)
-    return y.detach().double().numpy(), slope.double().numpy(), row.value(at, **shape), row.partials(at, **shape)[0]
+    true_slopes = row.partials(*at.T, **start(row))[: row.operands]  # those of the first result come first
+    true_value = row.value(at[:, -1], **start(row))
+    return y.detach().double().numpy(), slopes.double().numpy(), true_value, np.stack(true_slopes, axis=-1)
 
 
 def _lost(found: np.ndarray, true: np.ndarray) -> bool:

@@ -21,6 +21,7 @@ class Network:
     model: nn.Module
     optimizer: Optimizer | None = None
     batches: tuple[Any, ...] = ()  # sample inputs; a tuple or a dict among them is passed on as the model's arguments
+    targets: tuple[Any, ...] = ()  # of the same batches, where they are known
     example: Any = None  # an input to follow the network with; not meant for statistics
     sites: tuple[str, ...] | None = None  # names of the sites to treat; None: all that the remedy is meant for
     trained: bool = False
@@ -41,7 +42,10 @@ class Remedy:
 
     name: str
     title: str
-    family: str  # "activation", "normalisation", "initialisation", "optimizer", "size", "revival", "inputs"
+    family: (
+        str  # "activation", "normalisation", "initialisation", "optimizer", "gradient", "size", "revival", "inputs",
+    )
+    # "output", "connections"
     apply: Callable[[Network], Edit]  # changes the network it is given; RemedyError where it cannot
     when: str
     code: str  # Python that does it, given `model`, `optimizer` and, where sample inputs are needed, `example_input`
@@ -67,6 +71,14 @@ class Treated:
             kept = "the function is kept" if self.keeps_function else "the function changes"
             lines.append(f"  {kept}: outputs move by at most {self.output_change:.2g} of their standard deviation")
         return "\n".join(lines)
+
+
+def require_optimizer(network: Network, what: str) -> Optimizer:
+    if network.optimizer is None:
+        raise RemedyError(
+            f"{what} changes the optimizer, and none was given.\nPass the optimizer that trains the model."
+        )
+    return network.optimizer
 
 
 def nothing_fits(what: str, reasons: Mapping[str, str], advice: str) -> RemedyError:
@@ -124,12 +136,13 @@ def by_unit(x: Tensor, axis: int) -> Tensor:
     return x.detach().movedim(axis, -1).reshape(-1, x.shape[axis])
 
 
-def snippet(name: str, *, example: bool = False, by_hand: str = "") -> str:
+def snippet(name: str, *, example: bool = False, targets: bool = False, by_hand: str = "") -> str:
     """Python that a user can paste."""
-    given = ", example_input=example_input" if example else ""
+    given = ", example_input=example_input" * example + ", targets=[targets]" * targets
     lines = [
         "import relume",
         "",
+        *(["# targets: those of one batch, such as next(iter(loader))[1]"] if targets else []),
         *(["# example_input: one batch of your inputs, such as next(iter(loader))[0]"] if example else []),
         f'treated = relume.treat(model, optimizer, "{name}"{given})',
         "model, optimizer = treated.model, treated.optimizer",

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from relume.errors import RemedyError
-from relume.remedies.record import Edit, Network, by_unit, nothing_fits, wiring_of
-from relume.surgery import (
-    forget,
-)
+from relume.remedies.record import Edit, Network, by_unit, nothing_fits, require_optimizer, wiring_of
+from relume.surgery import forget
 from relume.wiring import follow
 
 LR_FACTOR = 10.0  # one step of the usual log grid; Bengio 2012 (arXiv:1206.5533), section 3.1
-CLIP_NORM = 1.0  # Pascanu, Mikolov & Bengio 2013 (arXiv:1211.5063); 1 is what language models have settled on
 
 
-def _require_optimizer(network: Network, what: str) -> Optimizer:
-    if network.optimizer is None:
-        raise RemedyError(
-            f"{what} changes the optimizer, and none was given.\nPass the optimizer that trains the model."
-        )
-    return network.optimizer
+def rate_times(factor: float) -> Callable[[Network], Edit]:
+    """A remedy's function that multiplies the learning rate of every parameter group."""
 
+    def apply(network: Network) -> Edit:
+        optimizer = require_optimizer(network, "lower_learning_rate" if factor < 1 else "raise_learning_rate")
+        return _times(optimizer, factor)
 
-def lower_learning_rate(network: Network) -> Edit:
-    return _times(_require_optimizer(network, "lower_learning_rate"), 1 / LR_FACTOR)
-
-
-def raise_learning_rate(network: Network) -> Edit:
-    return _times(_require_optimizer(network, "raise_learning_rate"), LR_FACTOR)
+    return apply
 
 
 def _times(optimizer: Optimizer, factor: float) -> Edit:
@@ -47,36 +38,19 @@ def _times(optimizer: Optimizer, factor: float) -> Edit:
     return Edit(changes=changes, keeps_function=True)
 
 
-class ClipGradients:
-    """Before each optimizer step, scales the gradients, all together, down to a norm of at most `max_norm`."""
-
-    def __init__(self, max_norm: float) -> None:
-        self.max_norm = max_norm
-
-    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        """As a step pre-hook; a closure, which makes the gradients during the step, is wrapped."""
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self.clip(optimizer)
-            return None
-
-        def clipped() -> Any:
-            loss = closure()
-            self.clip(optimizer)
-            return loss
-
-        return (args[0], clipped), {k: v for k, v in kwargs.items() if k != "closure"}
-
-    def clip(self, optimizer: Optimizer) -> None:
-        clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.max_norm)
-
-
-def clip_gradients(network: Network) -> Edit:
-    optimizer = _require_optimizer(network, "clip_gradients")
-    optimizer.register_step_pre_hook(ClipGradients(CLIP_NORM))
-    return Edit(
-        changes={"optimizer": f"gradients clipped to a norm of {CLIP_NORM:g} before each step"}, keeps_function=True
-    )
+def no_weight_decay(network: Network) -> Edit:
+    optimizer = require_optimizer(network, "no_weight_decay")
+    changes = {}
+    for number, group in enumerate(optimizer.param_groups):
+        if group.get("weight_decay"):
+            changes[f"parameter group {number}"] = f"weight decay {float(group['weight_decay']):.3g} became 0"
+            group["weight_decay"] = 0.0
+    if not changes:
+        raise RemedyError(
+            "no_weight_decay has nothing to do: no parameter group has weight decay.\n"
+            "A penalty that is part of the loss is out of its reach."
+        )
+    return Edit(changes=changes, keeps_function=True)
 
 
 class Standardise(nn.Module):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from relume.remedies.functions import elu, leaky_relu, mixed_activations, prelu, softplus, tanh
+from relume.remedies.gradients import clip_gradients, keep_gradient, skip_non_finite, train_all
 from relume.remedies.norms import batch_norm, layer_norm
+from relume.remedies.outputs import linear_output, scale_targets
 from relume.remedies.record import Remedy, snippet
-from relume.remedies.steps import clip_gradients, lower_learning_rate, raise_learning_rate, scale_inputs
+from relume.remedies.skips import residual
+from relume.remedies.steps import LR_FACTOR, no_weight_decay, rate_times, scale_inputs
 from relume.remedies.units import recycle, smaller_network
 from relume.remedies.weights import he_init, lsuv_init, reset_bias, xavier_init
 
@@ -85,6 +88,15 @@ _TABLE = (
         paper="Ba, Kiros & Hinton 2016, arXiv:1607.06450",
     ),
     Remedy(
+        name="residual",
+        title="Residual connections",
+        family="connections",
+        apply=residual,
+        when="A deep network of layers of one width loses its signal or its gradient on the way.",
+        code=snippet("residual", example=True, by_hand="x = x + layer(x) / depth ** 0.5 in the network's forward"),
+        paper="He, Zhang, Ren & Sun 2016, arXiv:1512.03385; scale from Hayou et al. 2021, arXiv:2010.12859",
+    ),
+    Remedy(
         name="he_init",
         title="He initialisation",
         family="initialisation",
@@ -125,18 +137,63 @@ _TABLE = (
         name="lower_learning_rate",
         title="A tenth of the learning rate",
         family="optimizer",
-        apply=lower_learning_rate,
+        apply=rate_times(1 / LR_FACTOR),
         when="Steps are so large that they knock units out. It prevents death and revives nothing.",
         code='for group in optimizer.param_groups:\n    group["lr"] = group["lr"] / 10',
+        paper="Bengio 2012, Practical recommendations for gradient-based training, arXiv:1206.5533",
+    ),
+    Remedy(
+        name="lower_learning_rate_100x",
+        title="A hundredth of the learning rate",
+        family="optimizer",
+        apply=rate_times(LR_FACTOR**-2),
+        when="As lower_learning_rate, where a tenth is still too much.",
+        code='for group in optimizer.param_groups:\n    group["lr"] = group["lr"] / 100',
+        paper="Bengio 2012, Practical recommendations for gradient-based training, arXiv:1206.5533",
+    ),
+    Remedy(
+        name="lower_learning_rate_1000x",
+        title="A thousandth of the learning rate",
+        family="optimizer",
+        apply=rate_times(LR_FACTOR**-3),
+        when="As lower_learning_rate, where a hundredth is still too much.",
+        code='for group in optimizer.param_groups:\n    group["lr"] = group["lr"] / 1000',
         paper="Bengio 2012, Practical recommendations for gradient-based training, arXiv:1206.5533",
     ),
     Remedy(
         name="raise_learning_rate",
         title="Ten times the learning rate",
         family="optimizer",
-        apply=raise_learning_rate,
+        apply=rate_times(LR_FACTOR),
         when="The loss hardly moves, and a step changes the weights by far less than a thousandth of their size.",
         code='for group in optimizer.param_groups:\n    group["lr"] = group["lr"] * 10',
+        paper="Bengio 2012, Practical recommendations for gradient-based training, arXiv:1206.5533",
+    ),
+    Remedy(
+        name="raise_learning_rate_100x",
+        title="A hundred times the learning rate",
+        family="optimizer",
+        apply=rate_times(LR_FACTOR**2),
+        when="As raise_learning_rate, where ten times is still too little.",
+        code='for group in optimizer.param_groups:\n    group["lr"] = group["lr"] * 100',
+        paper="Bengio 2012, Practical recommendations for gradient-based training, arXiv:1206.5533",
+    ),
+    Remedy(
+        name="raise_learning_rate_1000x",
+        title="A thousand times the learning rate",
+        family="optimizer",
+        apply=rate_times(LR_FACTOR**3),
+        when="As raise_learning_rate, where a hundred times is still too little.",
+        code='for group in optimizer.param_groups:\n    group["lr"] = group["lr"] * 1000',
+        paper="Bengio 2012, Practical recommendations for gradient-based training, arXiv:1206.5533",
+    ),
+    Remedy(
+        name="raise_learning_rate_10000x",
+        title="Ten thousand times the learning rate",
+        family="optimizer",
+        apply=rate_times(LR_FACTOR**4),
+        when="As raise_learning_rate, where a thousand times is still too little.",
+        code='for group in optimizer.param_groups:\n    group["lr"] = group["lr"] * 10000',
         paper="Bengio 2012, Practical recommendations for gradient-based training, arXiv:1206.5533",
     ),
     Remedy(
@@ -147,6 +204,42 @@ _TABLE = (
         when="Single batches give huge gradients. It prevents death and revives nothing.",
         code=snippet("clip_gradients", by_hand="nn.utils.clip_grad_norm_(model.parameters(), 1.0) before each step"),
         paper="Pascanu, Mikolov & Bengio 2013, arXiv:1211.5063",
+    ),
+    Remedy(
+        name="skip_non_finite",
+        title="No step where a gradient is not finite",
+        family="optimizer",
+        apply=skip_non_finite,
+        when="Single batches give NaN or infinite gradients, and one such step ruins every weight.",
+        code=snippet("skip_non_finite", by_hand="leave optimizer.step() out where a gradient is not finite"),
+        paper="Micikevicius et al. 2018, Mixed precision training, arXiv:1710.03740, section 3.2",
+    ),
+    Remedy(
+        name="no_weight_decay",
+        title="No weight decay",
+        family="optimizer",
+        apply=no_weight_decay,
+        when="Weight decay outweighs the loss: weights shrink until nothing passes.",
+        code='for group in optimizer.param_groups:\n    group["weight_decay"] = 0.0',
+        paper="Krogh & Hertz 1991, A simple weight decay can improve generalization, NIPS 4",
+    ),
+    Remedy(
+        name="train_all",
+        title="Every parameter handed to the optimizer",
+        family="optimizer",
+        apply=train_all,
+        when="The optimizer was given only some of the parameters that want gradients.",
+        code=snippet("train_all", by_hand="optimizer = torch.optim.Adam(model.parameters())"),
+        paper="The documentation of torch.optim, on constructing an optimizer",
+    ),
+    Remedy(
+        name="keep_gradient",
+        title="Detach calls that pass the gradient on",
+        family="gradient",
+        apply=keep_gradient,
+        when="The network's own code detaches what a layer gives, so that the layers before it never learn.",
+        code=snippet("keep_gradient", example=True, by_hand="remove x.detach() from the network's forward"),
+        paper="The documentation of torch.Tensor.detach",
     ),
     Remedy(
         name="smaller_network",
@@ -177,6 +270,26 @@ _TABLE = (
         code=snippet("scale_inputs", example=True, by_hand="x = (x - x_train.mean(0)) / x_train.std(0)"),
         paper="LeCun, Bottou, Orr & Mueller 1998, Efficient BackProp, section 4.3",
         needs_batches=True,
+    ),
+    Remedy(
+        name="scale_targets",
+        title="Standardised targets",
+        family="output",
+        apply=scale_targets,
+        when="Targets come in raw units. The network learns them standardised and answers in their units. Before "
+        "training only.",
+        code=snippet("scale_targets", example=True, targets=True, by_hand="y = (y - y_train.mean(0)) / y_train.std(0)"),
+        paper="LeCun, Bottou, Orr & Mueller 1998, Efficient BackProp, section 4.5",
+        needs_batches=True,
+    ),
+    Remedy(
+        name="linear_output",
+        title="No activation on the output",
+        family="output",
+        apply=linear_output,
+        when="An activation on the network's output keeps it from values that the targets have, or shuts it.",
+        code=snippet("linear_output", example=True, by_hand="remove the activation after the last layer"),
+        paper="Goodfellow, Bengio & Courville 2016, Deep Learning, section 6.2.2",
     ),
 )  # fmt: skip
 

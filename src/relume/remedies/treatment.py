@@ -12,12 +12,9 @@ from torch.optim import Optimizer
 from relume.errors import RemedyError
 from relume.randomness import isolated_rng
 from relume.recording import Site
+from relume.remedies.combination import find_remedy
 from relume.remedies.record import Network, Remedy, Treated
-from relume.remedies.table import REMEDIES
-from relume.surgery import (
-    KEEPS_FUNCTION,
-    duplicate,
-)
+from relume.surgery import KEEPS_FUNCTION, duplicate
 from relume.wiring import guess_input, output_change, outputs, require_runs
 
 
@@ -29,6 +26,7 @@ def treat(
     *,
     example_input: Any = None,
     batches: Sequence[Any] = (),
+    targets: Sequence[Any] = (),
     trained: bool | None = None,
     dead: Mapping[str, Sequence[int]] | None = None,
 ) -> Treated:
@@ -36,8 +34,11 @@ def treat(
 
     `sites` are names as `relume.find_sites` gives them (default: all that the remedy is meant for). `example_input` is
     one input of the model, `batches` are more of them, for statistics; a tuple or a dict is passed on as the model's
-    arguments. Without any, an input is guessed from the first layer. `trained` defaults to whether the optimizer has a
+    arguments. Without any, an input is guessed from the first layer. `targets` are those of the batches, which
+    `scale_targets` measures. `trained` defaults to whether the optimizer has a
     state; `dead` names the units known to be dead, which else are found on the sample inputs.
+
+    Several remedies, one after the other, are named with plus signs: "lower_learning_rate+recycle".
 
     Raises RemedyError where the remedy is unknown or cannot be applied, SiteError for a site that is not there.
 
@@ -49,7 +50,7 @@ def treat(
     >>> treated.model[1], len(treated.optimizer.param_groups[0]["params"])
     (PReLU(num_parameters=8), 5)
     """
-    chosen = remedy if isinstance(remedy, Remedy) else _named(remedy)
+    chosen = remedy if isinstance(remedy, Remedy) else find_remedy(remedy)
     samples = (*(() if example_input is None else (example_input,)), *batches)
     if isinstance(sites, (str, Site)):
         sites = (sites,)
@@ -59,8 +60,9 @@ def treat(
         if trained is None:
             trained = optimizer is not None and bool(optimizer.state)
         network = Network(
-            model=new_model, optimizer=new_optimizer, batches=samples, sites=names, trained=trained, dead=dead
-        )
+            model=new_model, optimizer=new_optimizer, batches=samples, targets=tuple(targets), sites=names,
+            trained=trained, dead=dead,
+        )  # fmt: skip
         return operate(network, chosen)
 
 
@@ -102,9 +104,3 @@ def operate(network: Network, remedy: Remedy) -> Treated:
         keeps_function=edit.keeps_function,
         output_change=change if network.batches else None,
     )
-
-
-def _named(name: str) -> Remedy:
-    if name in REMEDIES:
-        return REMEDIES[name]
-    raise RemedyError(f"no remedy named {name!r}.\nThere are: {', '.join(REMEDIES)}.")

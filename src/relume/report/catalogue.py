@@ -14,6 +14,7 @@ from typing import Any
 from relume.activations import Activation, Tail, activation
 from relume.activations.card import bounds, end, interval, number
 from relume.activations.costs import saved_bytes
+from relume.activations.flaws import FLAWS
 from relume.activations.notation import as_text
 from relume.recording import to_json as plain
 from relume.report.numerals import number as short
@@ -439,8 +440,9 @@ def facts(row: Activation) -> list[tuple[str, str]]:
     found.append(("cost", cost(p)))
     if not math.isnan(kept := saved_bytes(row.name)):
         found.append(("memory", f"backward keeps {short(kept)} bytes for each float32 of the input"))
-    if p.kept:
-        found.append(("numerics", f"torch loses digits in its tails; {p.kept} keeps them"))
+    if row.name in FLAWS:
+        kept = f"; {p.kept} has none of that" if p.kept else ""
+        found.append(("numerics", f"{p.module} in float32: {', '.join(FLAWS[row.name])}{kept}"))
     return found
 
 

@@ -66,13 +66,24 @@ REMEDIES = {
     "reset_bias": "biases at zero",
     "tanh": "tanh for sigmoid",
     "lower_learning_rate": "lower learning rate",
+    "lower_learning_rate_100x": "learning rate / 100",
+    "lower_learning_rate_1000x": "learning rate / 1000",
     "raise_learning_rate": "higher learning rate",
+    "raise_learning_rate_100x": "learning rate x 100",
+    "raise_learning_rate_1000x": "learning rate x 1000",
+    "raise_learning_rate_10000x": "learning rate x 10000",
     "smaller_network": "smaller network",
     "mixed_activations": "mixed activations",
     "recycle": "recycle",
     "clip_gradients": "clipped gradients",
+    "skip_non_finite": "no step where a gradient is not finite",
+    "no_weight_decay": "no weight decay",
+    "train_all": "all parameters trained",
+    "keep_gradient": "detach undone",
     "warm_up": "warm-up",
     "scale_inputs": "scaled inputs",
+    "scale_targets": "scaled targets",
+    "linear_output": "no activation on the output",
     "residual": "residual connections",
 }
 VERDICTS = {
@@ -108,7 +119,9 @@ STATE_SIGNS = {"a": "o", "s": ".", "p": "~", "x": "x", "e": "!", "-": " "}
 
 
 def remedy(name: str) -> str:
-    """A remedy, or the activation function that a comparison swaps in."""
+    """A remedy, several of them, or the activation function that a comparison swaps in."""
+    if "+" in name:
+        return " + ".join(remedy(part) for part in name.split("+"))
     if name in REMEDIES:
         return REMEDIES[name]
     shown = function_name(name)

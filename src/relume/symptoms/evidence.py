@@ -54,7 +54,11 @@ def flat_level(site: Site) -> float | None:
     row = ACTIVATIONS[site.activation]
     if not row.saturates or site.output:
         return None
-    return 1.0 if any(tail.slope != 0 for tail in row.tails(**site.parameters)) else SATURATED_SAMPLES
+    if any(tail.slope != 0 for tail in row.tails(**site.parameters)):
+        return 1.0
+    shut = row.flat_edges(0.0, **site.parameters)[0]
+    off = math.isfinite(shut) and row.f(shut - 1.0, **row.arguments(**site.parameters)) == 0
+    return 1.0 if off else SATURATED_SAMPLES  # ReLU6 and the like: off is no worse there than for a ReLU
 
 
 def enough(samples: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -73,7 +73,8 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
     if total and counted / total >= DEAD_OF_NETWORK:
         found = [s if s.born else at_least(s, worst) for s in found]
     doubtful = by_progress(recording) == "note" and gone < DEAD_OF_SITE * total
-    yield from (_doubted(s) if doubtful else s for s in found)
+    outputs = {site.name for site in recording.sites if site.output}
+    yield from (_doubted(s) if doubtful and s.site not in outputs else s for s in found)
 
 
 def _rates(recording: Recording, samples: float, units: int) -> dict[str, float]:
@@ -106,10 +107,13 @@ def _proven(recording: Recording, site: Site, units: NDArray[np.bool_]) -> dict[
 
 
 def _doubted(symptom: Symptom) -> Symptom:
-    """Units that died in a network that plainly learns with its others: replays have to say whether it misses them."""
-    if symptom.severity == "note" or symptom.born or symptom.share >= CLOSED_SITE:
+    """Dead units of a network that plainly learns with its others: replays have to say whether it misses them.
+
+    More that were born dead than initialisation explains are an illness unless the replays find nothing behind them.
+    """
+    if symptom.severity == "note" or symptom.share >= CLOSED_SITE:
         return symptom
-    return replace(symptom, severity="note", at_worst=symptom.severity)
+    return replace(symptom, severity=symptom.severity if symptom.born else "note", at_worst=symptom.severity)
 
 
 def _pulled(dead: NDArray[np.bool_], readings: list[SiteReading]) -> bool:

@@ -29,8 +29,10 @@ LOSSES_KEPT = 200
 EXAMPLES = 1000  # samples that a remedy may look at: the rule of three for a dead unit, and a mean to 3 %
 MOST_BATCHES = 32  # that they may take
 
-# (model, optimizer, batches of inputs) -> the treated model, its optimizer, and what was done, by place
-Treatment = Callable[[nn.Module, Optimizer, Sequence[Any]], tuple[nn.Module, Optimizer, Mapping[str, str]]]
+# (model, optimizer, batches of inputs, their targets) -> the treated model, its optimizer, and what was done, by place
+Treatment = Callable[
+    [nn.Module, Optimizer, Sequence[Any], Sequence[Any]], tuple[nn.Module, Optimizer, Mapping[str, str]]
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +110,13 @@ def carry_out(training: Training, steps: int, seed: int, treatment: Treatment | 
         model, optimizer = build(training, seed)
         stream = Stream(training.batches, seed)
         # the control looks ahead too: a loader with a state of its own must be asked the same in every arm
-        inputs = first_inputs(stream, steps)
+        batches = first_batches(stream, steps)
         changes: Mapping[str, str] = {}
         if treatment is not None:
             with isolated_rng():
-                model, optimizer, changes = treatment(model, optimizer, to_device(inputs, device_of(model)))
-        known = reach_of(model, to_device(_first(stream, steps), device_of(model)), training.loss)
+                inputs, targets = zip(*to_device(batches, device_of(model)), strict=True)
+                model, optimizer, changes = treatment(model, optimizer, inputs, targets)
+        known = reach_of(model, to_device(batches, device_of(model)), training.loss)
         watch = SteadyWatch(model, optimizer, steps)
         started = time.perf_counter()
         losses = train(training, model, optimizer, stream, steps, watch=watch)
@@ -131,14 +134,11 @@ def carry_out(training: Training, steps: int, seed: int, treatment: Treatment | 
     )
 
 
-def first_inputs(stream: Stream, steps: int) -> list[Any]:
-    """Copies of the inputs of the first batches, about a thousand samples; the batches are still to come."""
-    return [copy.deepcopy(split(batch)[0]) for batch in _first(stream, steps)]
-
-
-def _first(stream: Stream, steps: int) -> list[Any]:
+def first_batches(stream: Stream, steps: int) -> list[tuple[Any, Any]]:
+    """Copies of inputs and targets of the first batches, about a thousand samples; the batches are still to come."""
     size = batch_size(stream.peek(1)[0])
-    return stream.peek(min(steps, MOST_BATCHES, -(-EXAMPLES // max(1, size))))
+    batches = stream.peek(min(steps, MOST_BATCHES, -(-EXAMPLES // max(1, size))))
+    return [copy.deepcopy(split(batch)) for batch in batches]
 
 
 def summarise(trained: Trained, arm: str, seed: int, engine: str) -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -191,11 +190,13 @@ def concluded(
 # Remedies and seeds -------------------------------------------------------------------------------------------------
 
 
-def apply_remedy(remedy: Remedy, model: nn.Module, optimizer: Optimizer, inputs: Sequence[Any]) -> Any:
+def apply_remedy(
+    remedy: Remedy, model: nn.Module, optimizer: Optimizer, inputs: Sequence[Any], targets: Sequence[Any] = ()
+) -> Any:
     """The treatment that a remedy is."""
     from relume.remedies import treat
 
-    treated = treat(model, optimizer, remedy, batches=inputs, trained=False)
+    treated = treat(model, optimizer, remedy, batches=inputs, targets=targets, trained=False)
     return treated.model, treated.optimizer, {str(place): str(what) for place, what in treated.changes.items()}
 
 
@@ -218,17 +219,13 @@ def _listed(remedies: Iterable[str | Remedy]) -> list[str | Remedy]:
 
 
 def _remedy(remedy: str | Remedy) -> Remedy:
-    from relume.remedies import REMEDIES, Remedy
+    from relume.remedies import Remedy, find_remedy
 
     if isinstance(remedy, Remedy):
         return remedy
     if not isinstance(remedy, str):
         raise RemedyError(f"a remedy is a name or a Remedy; found a {type(remedy).__name__}.")
-    if remedy not in REMEDIES:
-        close = difflib.get_close_matches(remedy, REMEDIES, n=3, cutoff=0.5)
-        hint = f"Did you mean {' or '.join(close)}? " if close else ""
-        raise RemedyError(f"no remedy named {remedy!r}.\n{hint}Remedies: {', '.join(REMEDIES)}.")
-    return REMEDIES[remedy]
+    return find_remedy(remedy)
 
 
 def _require_distinct(names: Sequence[str]) -> None:

@@ -88,7 +88,12 @@ def compare(
 
 
 def use(
-    name: str | None, factor: float, model: nn.Module, optimizer: Optimizer, inputs: Sequence[Any]
+    name: str | None,
+    factor: float,
+    model: nn.Module,
+    optimizer: Optimizer,
+    inputs: Sequence[Any],
+    targets: Sequence[Any],
 ) -> tuple[nn.Module, Optimizer, Mapping[str, str]]:
     """The treatment: that function in every hidden layer (None: as they are), and a multiple of the learning rate."""
     from relume.remedies import swap_to
@@ -96,7 +101,7 @@ def use(
     changes: Mapping[str, str] = {}
     if name is not None:
         try:
-            model, optimizer, changes = apply_remedy(swap_to(name), model, optimizer, inputs)
+            model, optimizer, changes = apply_remedy(swap_to(name), model, optimizer, inputs, targets)
         except RemedyError:
             if {site.activation for site in follow(model, inputs[0]).sites if not site.output} != {name}:
                 raise

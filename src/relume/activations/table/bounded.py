@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from relume.activations.calculus import bell, cut, expit, logistic_slope, silu_slope, softsign, tanh_slope
+from relume.activations.calculus import cut, expit, logistic_slope, silu_slope, softsign, tanh_slope
 from relume.activations.primitives import (
     absolute,
     arctan,
@@ -232,7 +232,7 @@ BOUNDED = (
         range=(-math.pi / 2, math.pi / 2),
         monotone=True,
         when="Instead of tanh where slower saturation is wanted, or its slope as a surrogate gradient of spikes.",
-        paper="Kamruzzaman & Aziz 2002, A note on activation function in multilayer feedforward learning, IJCNN",
+        paper="Kunc & Klema 2024, Three decades of activations, arXiv:2402.09092, section 3.2.4 (a survey)",
     ),
     Activation(
         name="isru",
@@ -266,12 +266,13 @@ BOUNDED = (
         name="gaussian",
         module="relume.nn.Gaussian",
         tex=r"e^{-x^2}",
-        f=lambda x: bell(x, 1.0),
-        df=lambda x: times(times(bell(x, 1.0), cut(x)), -2.0),
+        f=lambda x: exp(times(square(x), -1.0), own=True),
+        df=lambda x: times(times(exp(times(square(x), -1.0), own=True), cut(x)), -2.0),
         left=Tail(0.0),
         right=Tail(0.0),
         range=(0.0, 1.0),
         monotone=False,
+        ulps=128.0,  # x^2 is rounded before it becomes an exponent
         when="For radial basis units and for coordinate networks; units far from 0 get almost no gradient.",
         paper="Broomhead & Lowe 1988, Multivariable functional interpolation and adaptive networks, Complex Systems 2",
     ),

@@ -23,7 +23,7 @@ from relume.activations.row import Activation, Parameter, Tail
 
 def _star_relu(x: Any, scale: Any, bias: Any) -> Any:
     x = clip(x, 0.0, far_where(scale == 0))
-    return plus(times(scale * x, x), bias)
+    return plus(times(scale * x, x), bias, last=True)
 
 
 # Training may move the left threshold past the right one, of which the paper says nothing: then the two count as one.
@@ -344,7 +344,7 @@ _CURVED = (
         name="nlrelu",
         module="relume.nn.NLReLU",
         tex=r"\ln(1 + \beta \max(0, x))",
-        f=lambda x, beta: log1p(times(maximum(x, 0.0), beta)),
+        f=lambda x, beta: log1p(times(maximum(x, 0.0), beta), own=True),
         df=lambda x, beta: over(times(step(x), beta), plus(times(maximum(x, 0.0), beta), 1.0)),
         parameters={"beta": Parameter(default=1.0, low=1e-6)},
         left=Tail(0.0, knee=0.0),

@@ -5,7 +5,6 @@ from typing import Any
 
 from relume.activations.calculus import (
     SQRT_TAU,
-    bell,
     cut,
     cut_left,
     expit,
@@ -16,7 +15,7 @@ from relume.activations.calculus import (
     gelu_tanh_slope,
     logistic_slope,
     mish_slope,
-    ndtr,
+    rough_ndtr,
     silu,
     silu_slope,
     tanh_argument,
@@ -46,29 +45,38 @@ def _swish_tail(side: float, beta: float) -> Tail:
     return Tail(0.5, knee=0.0) if beta == 0 else Tail(1.0 if side * beta > 0 else 0.0)
 
 
+def _swish_by_beta(x: Any, beta: Any) -> Any:
+    x = clip(x, -1e15, 1e15)  # whose square is no infinity
+    return logistic_slope(beta * x, square(x))
+
+
 def _tanh_log(s: Any) -> Any:
     """tanh(ln(1 + s))."""
     t = times(2 + s, s)
     return over(t, 2 + t)
 
 
+def _logistic_rest(s: Any, x: Any) -> Any:
+    """x times the derivative of the logistic function s: right of 0 with the digits of s, which suffice beside 1."""
+    return times(times(1 - s, s), cut(x))
+
+
 def _logish_slope(x: Any) -> Any:
     s = expit(x)
-    rest = gated(times(cut(x), s), x, -1.0)
-    return plus(over(rest, 1 + s), log1p(s))
+    return plus(over(_logistic_rest(s, x), 1 + s), log1p(s, own=True))
 
 
 def _smish_slope(x: Any) -> Any:
     s = expit(x)
     t = times(2 + s, s)
     d = 2 + t
-    rest = times(gated(times(cut(x), s), x, -1.0), 1 + s)
-    return plus(over(times(rest, 4.0), square(d)), over(t, d))
+    rest = over(times(times(_logistic_rest(s, x), 1 + s), 4.0), d)
+    return over(plus(t, rest), d)
 
 
 def _serf_slope(x: Any) -> Any:
     p = log1p(capped_exp(x), own=True)  # ln(1 + e^x), capped where its error function has long been 1
-    rest = gated(times(exp(-square(p)), cut(x)), x)
+    rest = gated(times(exp(times(square(p), -1.0), own=True), cut(x)), x)
     return plus(times(rest, 2 / math.sqrt(math.pi)), erf(p))
 
 
@@ -84,11 +92,16 @@ def _telu_slope(x: Any) -> Any:
     return plus(times(tanh_slope(u, u), cut(x)), tanh(u))
 
 
+def _lisht_slope(x: Any) -> Any:
+    t = tanh(x)
+    return plus(times(1 - square(t), cut(x)), t)
+
+
 def _phish_slope(x: Any) -> Any:
-    x, p = cut(x), ndtr(x)
-    g = x * p
-    gate_slope = plus(times(over(bell(x), SQRT_TAU), x), p)
-    return plus(tanh_slope(g, times(gate_slope, x)), tanh(g))
+    x, p = cut(x), rough_ndtr(x)
+    t = tanh(x * p, own=True)
+    gate_slope = plus(times(times(exp(times(square(x), -0.5), own=True), x), 1 / SQRT_TAU), p)
+    return plus(times(times(gate_slope, x), 1 - square(t)), t)
 
 
 _LOGISTIC = (
@@ -117,7 +130,7 @@ _LOGISTIC = (
             "beta": Parameter(
                 default=1.0,
                 init_argument="beta",
-                derivative=lambda x, beta: times(logistic_slope(beta * cut(x), cut(x)), cut(x)),
+                derivative=_swish_by_beta,
             )
         },
         left=lambda beta: _swish_tail(-1.0, beta),
@@ -194,12 +207,13 @@ _LOGISTIC = (
         name="logish",
         module="relume.nn.Logish",
         tex=r"x \ln(1 + \frac{1}{1 + e^{-x}})",
-        f=lambda x: times(log1p(expit(x), own=True), cut_left(x)),
+        f=lambda x: times(log1p(expit(x), own=True), cut_left(x), last=True),
         df=_logish_slope,
         left=Tail(0.0),
         right=Tail(math.log(2)),
         range=(-0.252768816789440353091, math.inf),
         monotone=False,
+        ulps=16.0,  # right of 0 the derivative has the digits of 1 - s, a difference
         when="Where silu is used and a smaller slope on the right is no harm; scale the initialisation for it.",
         paper="Zhu, Zeng, Liu & Zhang 2021, Logish: a new nonlinear nonmonotonic activation function for "
         "convolutional neural network, Neurocomputing, doi:10.1016/j.neucom.2021.06.067",
@@ -208,7 +222,7 @@ _LOGISTIC = (
         name="smish",
         module="relume.nn.Smish",
         tex=r"x \tanh(\ln(1 + \frac{1}{1 + e^{-x}}))",
-        f=lambda x: times(_tanh_log(expit(x)), cut_left(x)),
+        f=lambda x: times(_tanh_log(expit(x)), cut_left(x), last=True),
         df=_smish_slope,
         left=Tail(0.0),
         right=Tail(0.6),
@@ -306,7 +320,7 @@ _OTHERS = (
         name="serf",
         module="relume.nn.Serf",
         tex=r"x \, \mathrm{erf}(\ln(1 + e^x))",
-        f=lambda x: times(erf(log1p(capped_exp(x), own=True), own=True), cut_left(x)),
+        f=lambda x: times(erf(log1p(capped_exp(x), own=True), own=True), cut_left(x), last=True),
         df=_serf_slope,
         left=Tail(0.0),
         right=Tail(1.0),
@@ -321,7 +335,7 @@ _OTHERS = (
         name="telu",
         module="relume.nn.TeLU",
         tex=r"x \tanh(e^x)",
-        f=lambda x: times(tanh(exp(minimum(x, 50.0), own=True), own=True), cut_left(x)),
+        f=lambda x: times(tanh(exp(minimum(x, 50.0), own=True), own=True), cut_left(x), last=True),
         df=_telu_slope,
         left=Tail(0.0),
         right=Tail(1.0),
@@ -335,12 +349,13 @@ _OTHERS = (
         name="phish",
         module="relume.nn.Phish",
         tex=r"x \tanh(x \Phi(x))",
-        f=lambda x: times(tanh(gelu(x), own=True), cut_left(x)),
+        f=lambda x: times(tanh(times(rough_ndtr(x), cut_left(x)), own=True), cut_left(x), last=True),
         df=_phish_slope,
         left=Tail(0.0),
         right=Tail(1.0),
         range=(0.0, math.inf),
         monotone=False,
+        ulps=256.0,  # x / sqrt(2) is rounded before it becomes an exponent
         when="Where gelu does well, as one more candidate in a comparison; it is flat at 0.",
         paper="Naveen 2022, Phish: a novel hyper-optimizable activation function, TechRxiv",
     ),
@@ -349,7 +364,7 @@ _OTHERS = (
         module="relume.nn.LiSHT",
         tex=r"x \tanh x",
         f=lambda x: times(tanh(x), x),
-        df=lambda x: plus(tanh_slope(x, cut(x)), tanh(x)),
+        df=_lisht_slope,
         left=Tail(-1.0),
         right=Tail(1.0),
         range=(0.0, math.inf),

@@ -5,25 +5,23 @@ from typing import Any
 
 from relume.activations.calculus import (
     SQRT_TAU,
-    bell,
     cut,
     cut_left,
     expit,
-    gelu,
     logistic_slope,
-    ndtr,
+    rough_ndtr,
     silu,
     silu_slope,
     soft_relu,
 )
-from relume.activations.primitives import maximum, over, plus, step, times
+from relume.activations.primitives import exp, maximum, plus, square, step, times, where_positive
 from relume.activations.row import Activation, Tail
 
 
 def _geglu_slopes(a: Any, b: Any) -> tuple[Any, Any]:
-    share, near = ndtr(b), cut(b)
-    slope = plus(times(over(bell(b), SQRT_TAU), near), share)
-    return cut_left(b) * share, times(slope, a)
+    share = rough_ndtr(b)
+    slope = plus(times(times(exp(times(square(b), -0.5), own=True), cut(b)), 1 / SQRT_TAU), share)
+    return times(share, cut_left(b)), times(slope, a)
 
 
 def _swiglu_slopes(a: Any, b: Any) -> tuple[Any, Any]:
@@ -69,8 +67,8 @@ SEVERAL = (
         layout="halves",
         operands=2,
         tex=r"a \max(0, b)",
-        f=lambda a, b: times(maximum(b, 0.0), a),
-        df=lambda a, b: (maximum(b, 0.0), times(step(b), a)),
+        f=lambda a, b: times(maximum(b, 0.0), a, last=True),
+        df=lambda a, b: (maximum(b, 0.0), where_positive(a, b)),
         left=Tail(0.0, knee=0.0),
         right=Tail(math.inf),
         kinks=(0.0,),
@@ -85,12 +83,13 @@ SEVERAL = (
         layout="halves",
         operands=2,
         tex=r"a \, b \Phi(b)",
-        f=lambda a, b: times(gelu(b), a),
+        f=lambda a, b: times(times(rough_ndtr(b), cut_left(b)), a, last=True),
         df=_geglu_slopes,
         left=Tail(0.0),
         right=Tail(math.inf),
         range=(-math.inf, math.inf),
         monotone=False,
+        ulps=256.0,  # b / sqrt(2) is rounded before it becomes an exponent
         when="In the feed-forward blocks of transformers, with two thirds of the usual width.",
         paper="Shazeer 2020, GLU variants improve transformer, arXiv:2002.05202, equation 5",
     ),
@@ -100,12 +99,13 @@ SEVERAL = (
         layout="halves",
         operands=2,
         tex=r"a \frac{b}{1 + e^{-b}}",
-        f=lambda a, b: times(silu(b), a),
+        f=lambda a, b: times(silu(b), a, last=True),
         df=_swiglu_slopes,
         left=Tail(0.0),
         right=Tail(math.inf),
         range=(-math.inf, math.inf),
         monotone=False,
+        ulps=16.0,  # torch's operator for the derivative of silu has no better bound
         when="The first choice in the blocks of large language models, with two thirds of the usual width.",
         paper="Shazeer 2020, GLU variants improve transformer, arXiv:2002.05202, equation 5",
     ),
