@@ -240,5 +240,5 @@ def test_help_names_every_command() -> None:
     for flag in ("-h", "--help"):
         result = call(flag)
         assert result.exit_code == 0
-        for command in ("demo", "diagnose", "trial", "compare", "heal", "show"):
+        for command in ("demo", "diagnose", "trial", "compare", "heal", "prune", "show"):
             assert command in result.output

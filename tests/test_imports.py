@@ -45,6 +45,7 @@ ORDER = (
     "watch",
     "checkup",
     "remedies",
+    "prune",
     "trial",
     "heal",
     "demo",

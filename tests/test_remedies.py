@@ -327,6 +327,52 @@ def test_recycled_units_behind_a_norm_start_from_fresh_statistics():
     assert torch.equal(part(treated.model, "1").running_mean[4:], part(model, "1").running_mean[4:])
 
 
+def test_units_behind_a_layer_norm_are_recycled_and_the_change_is_told():
+    """Rows, gain and bias start anew and the units fire; the others share their statistics: outputs move a little."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 64), nn.LayerNorm(64), nn.ReLU(), nn.Linear(64, 3))
+    optimizer, x = adam(model), torch.randn(1000, 6)
+    train(model, optimizer, x, 3)
+    with torch.no_grad():
+        part(model, "1").bias[:4] = -30
+
+    treated = treat(model, optimizer, "recycle", example_input=x)
+
+    assert not treated.keeps_function
+    assert treated.output_change is not None
+    assert 1e-5 < treated.output_change < 1
+    assert "whose mean and variance run over its units" in treated.changes["2"]
+    z = (treated.model[:2] if isinstance(treated.model, nn.Sequential) else treated.model)(x)
+    assert ((z[:, :4] > 0).float().mean(0) - 0.5).abs().max() <= 0.3
+    assert part(treated.model, "1").weight[:4].tolist() == [1.0] * 4
+    assert treated.optimizer is not None
+    for name, rows in (("0.weight", slice(4)), ("1.weight", slice(4)), ("1.bias", slice(4))):
+        was = optimizer.state[model.get_parameter(name)]["exp_avg"]
+        now = treated.optimizer.state[treated.model.get_parameter(name)]["exp_avg"]
+        assert not bool(now[rows].any())
+        assert torch.equal(was[4:], now[4:])
+    assert not bool(part(treated.model, "3").weight[:, :4].any())
+    with pytest.raises(RemedyError, match="whose mean and variance run over its units"):
+        treat(model, optimizer, "smaller_network", example_input=x)
+
+
+def test_units_that_may_go_do_so_without_those_that_may_not():
+    """One unit named dead still fires: it stays, with the reason, and the dead one beside it is treated."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    x = torch.randn(64, 6)
+    with torch.no_grad():
+        part(model, "0").bias[0] = -30
+
+    recycled = treat(model, None, "recycle", example_input=x, dead={"1": (0, 1)})
+    assert recycled.changes["1"].startswith("1 dead units of 0 redrawn")
+    assert recycled.changes["1"].endswith("1 dead units left as they are: they still vary where 2 reads them")
+    smaller = treat(model, None, "smaller_network", example_input=x, dead={"1": (0, 1)}, trained=True)
+    assert part(smaller.model, "0").out_features == 7
+    with pytest.raises(SiteError, match="no unit 8 at '1', which has 8"):
+        treat(model, None, "recycle", example_input=x, dead={"1": (8,)})
+
+
 def test_recycling_clears_moments_of_the_recycled_only():
     """Adam's moments are zero for redrawn rows and cut columns, and what they were elsewhere."""
     model, optimizer, x = died()

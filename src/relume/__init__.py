@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from relume.heal import heal
     from relume.initialise import Initialised, init_
     from relume.journal import read_journal
+    from relume.prune import Pruned, prune
     from relume.remedies import treat
     from relume.report import Healed, Report, Trial
     from relume.report.forecast import Forecast
@@ -26,6 +27,7 @@ __all__ = [
     "Forecast",
     "Healed",
     "Initialised",
+    "Pruned",
     "RelumeError",
     "Report",
     "Training",
@@ -39,6 +41,7 @@ __all__ = [
     "forecast",
     "heal",
     "init_",
+    "prune",
     "read_journal",
     "treat",
     "trial",
@@ -50,6 +53,7 @@ _HOMES = {
     "Forecast": "relume.report.forecast",
     "Healed": "relume.report",
     "Initialised": "relume.initialise",
+    "Pruned": "relume.prune",
     "Report": "relume.report",
     "Training": "relume.training",
     "Trial": "relume.report",
@@ -62,6 +66,7 @@ _HOMES = {
     "forecast": "relume.forecast",
     "heal": "relume.heal",
     "init_": "relume.initialise",
+    "prune": "relume.prune",
     "read_journal": "relume.journal",
     "treat": "relume.remedies",
     "trial": "relume.trial",

@@ -7,11 +7,18 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from torch import nn
 
 from relume.errors import TrainingError
 from relume.training import Training
 
 HOW = "FILE:NAME is a Python file and the relume.Training in it, or a function without arguments that returns one."
+
+NETWORK = (
+    "FILE:NAME is a Python file and the relume.Training in it, or a function that returns one, or (model, batches)."
+)
 
 
 def load_training(subject: str) -> Training:
@@ -19,13 +26,41 @@ def load_training(subject: str) -> Training:
 
     Raises TrainingError, with what was found instead; an error in the user's file is its cause.
     """
+    value, where = _named(subject)
+    made = _called(value, where)
+    if not isinstance(made, Training):
+        raise _unfit(value, made, where, "a relume.Training", HOW)
+    return made
+
+
+def load_network(subject: str) -> Training | tuple[nn.Module, Any]:
+    """The Training that FILE:NAME names, or the (model, batches).
+
+    Raises TrainingError, with what was found instead; an error in the user's file is its cause.
+    """
+    value, where = _named(subject)
+    made = _called(value, where)
+    if isinstance(made, Training):
+        return made
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
+        return made[0], made[1]
+    if isinstance(made, nn.Module):
+        raise TrainingError(
+            f"{where} gives a network, {type(made).__name__}, without inputs, which are needed to see which units are "
+            f"dead.\nReturn both: (model, batches), where batches gives (input, target) or inputs alone."
+        )
+    raise _unfit(value, made, where, "a relume.Training or (model, batches)", NETWORK)
+
+
+def _named(subject: str) -> tuple[Any, str]:
+    """What FILE:NAME names, and in words where that is."""
     path, name = _split(subject)
     module = _load(path)
     if not name:
-        return _only(module, path)
+        return _only(module, path), str(path)
     if not hasattr(module, name):
         raise TrainingError(f"no {name!r} in {path}.\n{_available(module, name)}")
-    return _as_training(getattr(module, name), f"{path}:{name}")
+    return getattr(module, name), f"{path}:{name}"
 
 
 def _split(subject: str) -> tuple[Path, str]:
@@ -64,18 +99,19 @@ def _load(path: Path) -> ModuleType:
     return module
 
 
-def _as_training(value: object, where: str) -> Training:
-    if isinstance(value, Training):
+def _called(value: Any, where: str) -> Any:
+    """The value itself, or what it returns where it is a function."""
+    if isinstance(value, (Training, nn.Module)) or not callable(value):
         return value
-    if not callable(value):
-        raise TrainingError(f"{where} is not a relume.Training but a {type(value).__name__}.\n{HOW}")
     try:
-        made = value()
+        return value()
     except Exception as error:
         raise TrainingError(f"{where}() fails: {type(error).__name__}: {error}") from error
-    if not isinstance(made, Training):
-        raise TrainingError(f"{where}() does not return a relume.Training but a {type(made).__name__}.\n{HOW}")
-    return made
+
+
+def _unfit(value: Any, made: Any, where: str, wanted: str, how: str) -> TrainingError:
+    found = f"{where} is not {wanted}" if made is value else f"{where}() does not return {wanted}"
+    return TrainingError(f"{found} but a {type(made).__name__}.\n{how}")
 
 
 def _only(module: ModuleType, path: Path) -> Training:

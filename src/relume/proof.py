@@ -274,7 +274,8 @@ def _add(site: _Seen, link: _Link, samples: int) -> None:
     dims = weight.dim() - 2
     x = x.reshape(-1, x.shape[-1]) if dims == 0 else x.reshape(-1, *x.shape[-1 - dims :])
     z = _apply(site, x, weight, bias)
-    size = _apply(site, x.abs(), weight.abs(), bias.abs())
+    # one input with the largest sizes of all bounds each of them, for the price of one
+    size = _apply(site, x.abs().amax(0, keepdim=True), weight.abs(), bias.abs())
     new = _Range(z.amin(0), z.amax(0), size.amax(0))
     site.seen = new if site.seen is None else site.seen.joined(new)
     rest = [d for d in range(x.dim()) if d != 1]

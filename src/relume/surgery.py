@@ -15,10 +15,13 @@ from relume.errors import RemedyError
 from relume.nested import call
 from relume.nn import Curve
 from relume.sites import undisturbed
-from relume.wiring import Layer
+from relume.wiring import Layer, Wiring
 
 # "Keeps the function": outputs move by at most this share of their standard deviation, in float32 and eval mode.
 KEEPS_FUNCTION = 1e-5
+
+# Values that differ by less, relative to their size, are one constant: averages of equal numbers round (float32).
+ONE_CONSTANT = 1e-6
 
 # What an optimizer carries in its __dict__ that belongs to it alone: `step` is there when a scheduler has wrapped it,
 # and the wrapper steps the optimizer it was made for, whoever holds it.
@@ -193,19 +196,24 @@ def constants(model: nn.Module, layer: Layer, batches: Sequence[Any]) -> list[tu
     return [seen[reader.path] for reader in layer.readers]
 
 
-def why_not_constant(model: nn.Module, layer: Layer, units: Tensor, ranges: Sequence[tuple[Tensor, Tensor]]) -> str:
-    """Why what these units give cannot be moved into the readers' biases; empty where it can."""
+def why_not_constant(
+    model: nn.Module, layer: Layer, units: Tensor, ranges: Sequence[tuple[Tensor, Tensor]]
+) -> dict[int, str]:
+    """Those of the units whose output cannot be moved into the readers' biases, and why."""
+    found: dict[int, str] = {}
     for reader, (low, high) in zip(layer.readers, ranges, strict=True):
-        columns = columns_of(units, reader.block)
-        if bool((high[columns] != low[columns]).any()):
-            return f"some of them still vary where {reader.path} reads them: they are not dead"
+        columns = columns_of(units.to(low.device), reader.block)
+        least, most = (side[columns].reshape(-1, reader.block) for side in (low, high))
+        size = torch.maximum(least.abs(), most.abs())
+        varies = (~(most - least <= ONE_CONSTANT * size)).any(1)  # NaN varies
         module: Any = model.get_submodule(reader.path)
-        if bool((low[columns] != 0).any()):
-            if module.bias is None:
-                return f"they give a constant other than zero and {reader.path} has no bias to take it"
-            if reader.padded:
-                return f"they give a constant other than zero and {reader.path} pads its input with zeros"
-    return ""
+        stuck = "has no bias to take it" if module.bias is None else "pads its input with zeros" * reader.padded
+        for unit, moves, given in zip(units.tolist(), varies.tolist(), (size != 0).any(1).tolist(), strict=True):
+            if moves:
+                found[unit] = f"they still vary where {reader.path} reads them"
+            elif given and stuck:
+                found[unit] = f"they give a constant other than zero and {reader.path} {stuck}"
+    return found
 
 
 @torch.no_grad()
@@ -221,10 +229,10 @@ def cut_outgoing(
         module: Any = model.get_submodule(reader.path)
         columns = columns_of(units.to(module.weight.device), reader.block)
         if ranges is not None and module.bias is not None:
-            constant = ranges[number][0][columns].to(module.weight)
+            constant = torch.stack(ranges[number]).double().mean(0)[columns]
             sums = module.weight[:, columns].double().flatten(2).sum(2) if module.weight.dim() > 2 else None
             sums = module.weight[:, columns].double() if sums is None else sums
-            module.bias += (sums @ constant.double()).to(module.bias)
+            module.bias += (sums @ constant.to(sums)).to(module.bias)
         module.weight[:, columns] = 0
         forget(optimizer, module.weight, 1, columns)
 
@@ -267,18 +275,60 @@ def narrow_slopes(optimizer: Optimizer | None, module: nn.Module, units: int, ke
                 module.num_parameters = len(keep) * block
 
 
+def remove(
+    model: nn.Module, optimizer: Optimizer | None, wiring: Wiring, layer: Layer, gone: Tensor, batches: Sequence[Any]
+) -> Tensor:
+    """Take dead units out of a layer; what they gave the readers goes into their biases. Gives back who is gone.
+
+    A layer keeps one unit, whatever is asked. `batches` show what the units give; without any, that is zero.
+    """
+    alive = torch.ones(layer.units, dtype=torch.bool, device=gone.device)
+    alive[gone] = False
+    alive[0] |= not bool(alive.any())
+    keep, gone = torch.nonzero(alive).flatten(), torch.nonzero(~alive).flatten()
+    if batches and len(gone):
+        cut_outgoing(model, optimizer, layer, gone, constants(model, layer, batches))
+    shrink(model, optimizer, wiring, layer, keep)
+    return gone
+
+
+def shrink(model: nn.Module, optimizer: Optimizer | None, wiring: Wiring, layer: Layer, keep: Tensor) -> None:
+    """Keep only the units `keep` of a layer, its norms, the activations behind it and its readers."""
+    units = layer.units
+    narrow(model, optimizer, layer, keep)
+    for index in layer.sites:
+        place = wiring.places[index]
+        if place.own:
+            narrow_slopes(optimizer, model.get_submodule(place.frames[-1][0]), units, keep)
+
+
 def _resize(module: Any, side: str, width: int) -> None:
     setattr(module, f"{side}_features" if isinstance(module, nn.Linear) else f"{side}_channels", width)
 
 
 def why_not_narrow(model: nn.Module, layer: Layer) -> str:
-    """Why a layer's units cannot be removed or cut off; empty where they can."""
-    if layer.stops:
-        return layer.stops[0]
-    module = plain_layer(model, layer)
-    if getattr(module, "groups", 1) != 1:
-        return "its channels are in groups"
-    return ""
+    """Why a layer's units cannot be removed; empty where they can."""
+    return layer.stops[0] if layer.stops else _grouped(model, layer)
+
+
+def why_not_cut(model: nn.Module, layer: Layer) -> str:
+    """Why a layer's units cannot be cut off from their readers and drawn anew; empty where they can."""
+    stops = [stop for stop in layer.stops if stop not in layer.shared]
+    return stops[0] if stops else _grouped(model, layer)
+
+
+def _grouped(model: nn.Module, layer: Layer) -> str:
+    return "its channels are in groups" if getattr(plain_layer(model, layer), "groups", 1) != 1 else ""
+
+
+def layer_norms_of(model: nn.Module, layer: Layer) -> list[tuple[nn.LayerNorm, int]]:
+    """As `norms_of`, the layer normalisations over its units."""
+    found = []
+    for path, block in layer.layer_norms:
+        norm = model.get_submodule(path)
+        assert isinstance(norm, nn.LayerNorm)
+        found.append((norm, block))
+    return found
 
 
 def norms_of(model: nn.Module, layer: Layer) -> list[tuple[_BatchNorm, int]]:

@@ -56,7 +56,9 @@ class Layer:
     norms: list[tuple[str, int]] = field(default_factory=list)  # path of a BatchNorm on the way, and its block
     sites: list[int] = field(default_factory=list)  # activation calls on the way, by index
     readers: list[Reader] = field(default_factory=list)
-    stops: list[str] = field(default_factory=list)  # why not every reader can be named
+    stops: list[str] = field(default_factory=list)  # why its units cannot be left out without a trace
+    shared: list[str] = field(default_factory=list)  # those of the stops that only share statistics among its units
+    layer_norms: list[tuple[str, int]] = field(default_factory=list)  # as norms, where statistics run over the units
     source: Layer | None = None  # whose units it reads
     steps: Counter[str] = field(default_factory=Counter)  # names of the operations on the way
 
@@ -217,6 +219,8 @@ class Wiring(Trace):
         if len(links) == 1:
             if name == "batch_norm":
                 carried = self._normed(link)
+            elif name == "layer_norm":
+                carried = self._layer_normed(link)
             elif not others:
                 carried = _moved(name, args, kwargs, shape, link, out)
         if carried is not None:
@@ -236,6 +240,17 @@ class Wiring(Trace):
         link.layer.norms.append((path, link.block))
         return link
 
+    def _layer_normed(self, link: _Link) -> _Link | None:
+        """Units stay apart where they are all that is normalised, but each moves the mean and variance of the rest."""
+        module, path, _ = self._frames[-1] if self._frames else (None, "", 0)
+        width = link.layer.units * link.block
+        if not isinstance(module, nn.LayerNorm) or link.axis != -1 or module.normalized_shape != (width,):
+            return None
+        link.layer.layer_norms.append((path, link.block))
+        link.layer.shared.append(f"its output goes into {path}, whose mean and variance run over its units")
+        link.layer.stops.append(link.layer.shared[-1])
+        return link
+
     def finish(self, output: Any) -> None:
         """Say that `output` is what the model gave back."""
         for tensor in tensors(output):
@@ -247,6 +262,11 @@ class Wiring(Trace):
                     layer.stops.append(f"its {what} is used {self.uses[name]} times in one pass")
             if not layer.readers and not layer.stops:
                 layer.stops.append("no layer that reads its output was seen")
+        weights = {layer.path: layer.weight for layer in self.layers}
+        for layer in self.layers:
+            for reader in layer.readers:
+                if (times := self.uses[weights[reader.path]]) > 1:
+                    layer.stops.append(f"{reader.path}, which reads it, is used {times} times in one pass")
         self._links.clear()
         self._reached.clear()
 

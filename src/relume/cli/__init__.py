@@ -7,12 +7,13 @@ import click
 from relume.cli.activations import activations
 from relume.cli.claims import claims
 from relume.cli.forecast import forecast
+from relume.cli.prune import prune
 from relume.cli.runs import compare, demo, diagnose, heal, show, trial
 from relume.cli.shared import Commands
 
 __all__ = ["main"]
 
-COMMANDS = (demo, diagnose, trial, compare, heal, show, activations, forecast, claims)
+COMMANDS = (demo, diagnose, trial, compare, heal, prune, show, activations, forecast, claims)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -69,14 +69,18 @@ def batch_norm(network: Network) -> Edit:
             gone = torch.tensor(units, device=norm.weight.device)
             reason = why_not_narrow(network.model, layer)
             ranges = constants(network.model, layer, network.batches) if not reason else []
-            reason = reason or why_not_constant(network.model, layer, gone, ranges)
+            if not reason:
+                stay = why_not_constant(network.model, layer, gone, ranges)
+                gone, reason = gone[[u not in stay for u in units]], next(iter(stay.values()), "")
             if reason:
-                changes[site.name] += f"; {len(units)} dead units stay as they are: {reason}"
+                stuck = len(units) - (len(gone) if ranges else 0)
+                changes[site.name] += f"; {stuck} dead units stay as they are: {reason}"
+            if not ranges or not len(gone):
                 continue
             cut_outgoing(network.model, network.optimizer, layer, gone, ranges)
             with torch.no_grad():
                 norm.weight[gone], norm.bias[gone] = 1.0, 0.0
-            changes[site.name] += f"; {len(units)} dead units start afresh, their outgoing weights at zero"
+            changes[site.name] += f"; {len(gone)} dead units start afresh, their outgoing weights at zero"
     return Edit(changes=changes, keeps_function=keeps)
 
 

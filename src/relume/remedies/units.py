@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from relume.activations import ACTIVATIONS
 from relume.errors import RemedyError, SiteError
@@ -19,11 +19,13 @@ from relume.surgery import (
     constants,
     cut_outgoing,
     forget,
-    narrow,
-    narrow_slopes,
+    layer_norms_of,
     norms_of,
     plain_layer,
+    remove,
+    shrink,
     why_not_constant,
+    why_not_cut,
     why_not_narrow,
 )
 from relume.symptoms import ENOUGH_SAMPLES
@@ -102,7 +104,7 @@ def _no_dead_units(network: Network, what: str) -> RemedyError:
 
 
 def _dead_layers(
-    network: Network, wiring: Wiring, what: str
+    network: Network, wiring: Wiring, what: str, why_not: Callable[[nn.Module, Layer], str]
 ) -> tuple[list[tuple[Layer, Site, Tensor]], dict[str, str]]:
     """Layers with dead units that can be cut off without a trace, and why the others cannot."""
     dead = dead_units(network, wiring)
@@ -111,35 +113,64 @@ def _dead_layers(
     if not dead:
         raise _no_dead_units(network, what)
     found, left = [], {}
-    by_name = {site.name: index for index, site in enumerate(wiring.sites)}
     for name, units in dead.items():
-        if name not in by_name:
-            raise SiteError(f"no site named {name!r} in {type(network.model).__name__}.\nSites: {', '.join(by_name)}.")
-        layer = wiring.places[by_name[name]].layer
-        gone = torch.tensor(sorted(set(units)))
-        if layer is None:
-            reason = "the layer before it could not be told"
-        elif len(layer.sites) > 1:
-            reason = "several activations share its layer"
-        elif not (reason := why_not_narrow(network.model, layer)):
-            gone = gone.to(plain_layer(network.model, layer).weight.device)
-            if network.batches:
-                ranges = constants(network.model, layer, network.batches)
-                reason = why_not_constant(network.model, layer, gone, ranges)
-        if reason or layer is None:
-            left[name] = f"{len(units)} dead units left as they are: {reason}"
-        else:
-            found.append((layer, wiring.sites[by_name[name]], gone))
+        layer, gone, stay = separable(network.model, wiring, name, units, network.batches, why_not)
+        for reason, stuck in grouped(stay).items():
+            left[name] = f"{left.get(name, '')}; {len(stuck)} dead units left as they are: {reason}".lstrip("; ")
+        if layer is not None and len(gone):
+            found.append((layer, next(site for site in wiring.sites if site.name == name), gone))
     if not found:
         raise nothing_fits(what, left, "Use prelu or leaky_relu instead, which need not know who reads the units.")
     return found, left
 
 
+def separable(
+    model: nn.Module,
+    wiring: Wiring,
+    name: str,
+    units: Sequence[int],
+    batches: Sequence[Any],
+    why_not: Callable[[nn.Module, Layer], str] = why_not_narrow,
+) -> tuple[Layer | None, Tensor, dict[int, str]]:
+    """The layer of a site, those of the dead units that can leave it without a trace, and why the others cannot.
+
+    Raises SiteError where there is no site of that name, or no such unit.
+    """
+    place = next((place for place in wiring.places if place.call.site.name == name), None)
+    if place is None:
+        names = ", ".join(site.name for site in wiring.sites)
+        raise SiteError(f"no site named {name!r} in {type(model).__name__}.\nSites: {names}.")
+    layer, site, gone = place.layer, place.call.site, torch.tensor(sorted(set(units)), dtype=torch.long)
+    if wrong := [unit for unit in gone.tolist() if not 0 <= unit < site.units]:
+        raise SiteError(f"no unit {wrong[0]} at {name!r}, which has {site.units}.\nUnits are counted from 0.")
+    reason = "the layer before it could not be told"
+    if layer is not None and layer.units != site.units:
+        reason = f"its {site.units} units are positions of the {layer.units} units of {layer.path or 'a layer'}"
+    elif layer is not None:
+        reason = "several activations share its layer" if len(layer.sites) > 1 else why_not(model, layer)
+    if layer is None or reason:
+        return None, gone[:0], dict.fromkeys(gone.tolist(), reason)
+    gone = gone.to(plain_layer(model, layer).weight.device)
+    stay = why_not_constant(model, layer, gone, constants(model, layer, batches)) if batches else {}
+    return layer, gone[[unit not in stay for unit in gone.tolist()]], stay
+
+
+def grouped(reasons: Mapping[int, str]) -> dict[str, list[int]]:
+    """Reason -> units."""
+    found: dict[str, list[int]] = {}
+    for unit, reason in reasons.items():
+        found.setdefault(reason, []).append(unit)
+    return found
+
+
 def recycle(network: Network) -> Edit:
-    """Redraw the incoming weights of dead units and zero their outgoing ones (ReDo, Sokar et al. 2023)."""
+    """Redraw the incoming weights of dead units and zero their outgoing ones (ReDo, Sokar et al. 2023).
+
+    Behind a LayerNorm the function is not kept: the mean and variance of the other units move with the new weights.
+    """
     wiring = wiring_of(network, "recycle")
-    found, left = _dead_layers(network, wiring, "recycle")
-    changes = {}
+    found, left = _dead_layers(network, wiring, "recycle", why_not_cut)
+    changes, keeps = {}, True
     with torch.no_grad():
         for layer, site, units in found:
             module = plain_layer(network.model, layer)
@@ -151,26 +182,38 @@ def recycle(network: Network) -> Edit:
             share = _revive(network, layer, site, units)
             fires = f", firing on {share:.0%} of samples" if share is not None else ""
             changes[site.name] = f"{len(units)} dead units of {layer.path} redrawn{fires}, outgoing weights at zero"
+            if layer.shared:
+                changes[site.name] += f"; {layer.shared[0]}, so that the other units move a little"
+                keeps = False
     if not changes:
         raise nothing_fits("recycle", left, "Unfreeze the layer, or leave its dead units.")
-    return Edit(changes={**changes, **left}, keeps_function=True)
+    return Edit(changes=_both(changes, left), keeps_function=keeps)
+
+
+def _both(changes: Mapping[str, str], left: Mapping[str, str]) -> dict[str, str]:
+    """What was done and what was left; a place may have both."""
+    return {name: "; ".join(d[name] for d in (changes, left) if name in d) for name in {**changes, **left}}
 
 
 def _revive(network: Network, layer: Layer, site: Site, units: Tensor) -> float | None:
     """Fresh incoming weights for units that nobody reads now; gives back on what share of samples they fire."""
     module, norms = plain_layer(network.model, layer), norms_of(network.model, layer)
+    layer_norms = layer_norms_of(network.model, layer)
+    shift: Any = layer_norms[-1][0] if layer_norms else module  # its bias makes a unit fire on half of the samples
+    if norms or shift.bias is None:
+        shift = None
     std = gain_of(site) / math.sqrt(fans_of(module)[0])
     for p in (module.weight, module.bias):
         if p is not None:
             forget(network.optimizer, p, 0, units)
     if module.bias is not None:
         module.bias[units] = 0.0
-    for norm, block in norms:
+    for norm, block in [*norms, *layer_norms]:
         columns = columns_of(units, block)
-        if norm.affine:
-            norm.weight[columns], norm.bias[columns] = 1.0, 0.0
-            forget(network.optimizer, norm.weight, 0, columns)
-            forget(network.optimizer, norm.bias, 0, columns)
+        for p, start in ((norm.weight, 1.0), (norm.bias, 0.0)):
+            if p is not None:
+                p[columns] = start
+                forget(network.optimizer, p, 0, columns)
     waiting = units
     for _ in range(20 if network.batches else 1):
         module.weight[waiting] = torch.randn_like(module.weight[waiting]) * std
@@ -179,15 +222,15 @@ def _revive(network: Network, layer: Layer, site: Site, units: Tensor) -> float 
         if norms:
             _restart_statistics(network, norms, units)
         z = _pre_activation_values(network, site)
-        if module.bias is not None and not norms:
-            module.bias[waiting] = -z[:, waiting].median(0).values
-            z[:, waiting] += module.bias[waiting]
+        if shift is not None:
+            shift.bias[waiting] = -z[:, waiting].median(0).values
+            z[:, waiting] += shift.bias[waiting]
         fires = (z > 0).double().mean(0)
         waiting = waiting[(fires[waiting] < FIRES[0]) | (fires[waiting] > FIRES[1])]
         if not len(waiting):
             break
-        if module.bias is not None:
-            module.bias[waiting] = 0.0
+        if shift is not None:
+            shift.bias[waiting] = 0.0
     return float((_pre_activation_values(network, site)[:, units] > 0).double().mean())
 
 
@@ -227,19 +270,13 @@ def smaller_network(network: Network) -> Edit:
     """Trained: without its dead units. Fresh: hidden layers half as wide, columns rescaled to the smaller fan-in."""
     wiring = wiring_of(network, "smaller_network")
     if network.trained:
-        found, left = _dead_layers(network, wiring, "smaller_network")
+        found, left = _dead_layers(network, wiring, "smaller_network", why_not_narrow)
         changes = {}
         for layer, site, units in found:
-            alive = torch.ones(layer.units, dtype=torch.bool, device=units.device)
-            alive[units] = False
-            alive[0] |= not bool(alive.any())  # a layer keeps one unit
-            keep, gone = torch.nonzero(alive).flatten(), torch.nonzero(~alive).flatten()
-            if network.batches and len(gone):
-                ranges = constants(network.model, layer, network.batches)
-                cut_outgoing(network.model, network.optimizer, layer, gone, ranges)
-            _narrow(network, wiring, layer, keep)
-            changes[layer.path] = f"{layer.units} units became {len(keep)}: the dead ones of {site.name} are gone"
-        return Edit(changes={**changes, **left}, keeps_function=True)
+            gone = remove(network.model, network.optimizer, wiring, layer, units, network.batches)
+            stay = layer.units - len(gone)
+            changes[layer.path] = f"{layer.units} units became {stay}: the dead ones of {site.name} are gone"
+        return Edit(changes=_both(changes, left), keeps_function=True)
     changes, left = {}, {}
     for layer in wiring.layers:
         names = [wiring.sites[i].name for i in layer.sites]
@@ -250,7 +287,7 @@ def smaller_network(network: Network) -> Edit:
             left[layer.path or names[0]] = f"left as it is: {reason}"
             continue
         keep = torch.arange(-(-layer.units // 2), device=plain_layer(network.model, layer).weight.device)
-        _narrow(network, wiring, layer, keep)
+        shrink(network.model, network.optimizer, wiring, layer, keep)
         with torch.no_grad():
             for reader in layer.readers:
                 weight: Any = network.model.get_submodule(reader.path).weight
@@ -259,12 +296,3 @@ def smaller_network(network: Network) -> Edit:
     if not changes:
         raise nothing_fits("smaller_network", left, "Layers whose units are added to others' cannot shrink alone.")
     return Edit(changes={**changes, **left})
-
-
-def _narrow(network: Network, wiring: Wiring, layer: Layer, keep: Tensor) -> None:
-    units = layer.units
-    narrow(network.model, network.optimizer, layer, keep)
-    for index in layer.sites:
-        place = wiring.places[index]
-        if place.own:
-            narrow_slopes(network.optimizer, network.model.get_submodule(place.frames[-1][0]), units, keep)
