@@ -318,6 +318,7 @@ def test_a_unit_that_opens_on_held_out_inputs_stays():
     pruned = prune(model, [x], all_dead=True)
     assert pruned.removed == {"3": (0,)}
     assert pruned.output_change == 0 < KEEPS_FUNCTION < pruned.held_out_change
+    assert "on held-out inputs within their range, where some of these units open." in pruned.text(300)
 
 
 def test_a_layer_keeps_one_unit():
