@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import relume
 from relume.diagnosis import Experiment, settled
 from relume.recording import Reach, Recording
-from relume.symptoms import DETECTORS, Symptom, burden, find, find_out_of_reach
+from relume.symptoms import DETECTORS, Symptom, burden, find, find_alike, find_out_of_reach
 from relume.training import Training
 
 
@@ -264,6 +264,23 @@ def test_units_that_died_in_a_network_that_learns_are_a_doubt_that_replays_settl
         assert [s.severity for s in settled((died,), (before, no_help))] == ["note"]
 
 
+def test_units_that_start_alike_are_named_with_the_scale_of_their_weights() -> None:
+    """A constant initialisation makes one unit of many; drawn weights with biases at zero do not."""
+
+    def constant(value: float) -> Callable[[Any], None]:
+        def edit(model: Any) -> None:
+            for layer in model[0:4:2]:
+                layer.weight.fill_(value)
+                layer.bias.zero_()
+
+        return edit
+
+    report = run(mlp(edit=constant(0.1)), steps=200)
+    assert report.diagnoses[0].cause == "initial_scale" and not report.healthy, str(report)
+    assert {s.site for d in report.diagnoses for s in d.symptoms if "initial_weight" in s.evidence} == {"1", "3"}
+    assert [s.site for s in find_alike(run(mlp(edit=lambda m: m[0].bias.zero_())).recording)] == []
+
+
 def test_an_output_that_never_reaches_the_targets_is_out_of_reach() -> None:
     """Half of the first loss cannot be lost: a warning; for class numbers a note while the rest of it comes down."""
     reach = Reach(layer="2", first=1.0, floor=0.5, free=0.0)
@@ -366,7 +383,7 @@ def test_nan_in_the_data_is_named_before_what_it_broke() -> None:
     torch.manual_seed(0)
     model = mlp()()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    with relume.watch(model, optimizer, budget=10.0) as watch:
+    with relume.watch(model, optimizer, budget=1e9) as watch:  # every step is read, however slow the machine
         for _ in range(3):
             for x, y in data:
                 loss = F.cross_entropy(model(x), y)

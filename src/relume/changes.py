@@ -90,6 +90,8 @@ def _sound_scale(copied: Copied) -> None:
             std = float(p.std(correction=0))
             if name in gains and std > 0:
                 p.sub_(p.mean()).mul_(gains[name] / math.sqrt(fan_in) / std)
+            elif name in gains:  # all units alike: there is no draw to keep
+                p.normal_(0.0, gains[name] / math.sqrt(fan_in))
             elif std * math.sqrt(fan_in) > 2:  # a layer without an activation, such as the last
                 p.mul_(1 / (math.sqrt(fan_in) * std))
 
@@ -201,6 +203,15 @@ CHANGES: tuple[Change, ...] = (
         cause="output_activation",
         fits=_suspected("output_activation"),
         network=_no_function_on_the_output,
+    ),
+    *(
+        Change(
+            words=f"the learning rate times {factor}",
+            cause="learning_rate_too_low",
+            fits=lambda recording, strength: False,  # where nothing else helps: see `interventions.RATES`
+            network=_times(factor),
+        )
+        for factor in (10, 100)
     ),
     Change(
         words="a learning rate that moves weights by a thousandth of their size a step",

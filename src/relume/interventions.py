@@ -32,6 +32,7 @@ LONGEST_REPLAY = 300
 LONGEST_OF_SINGLES = 1000  # where batches are so small that `REPLAY_SAMPLES` take more steps
 REPLAY_SAMPLES = 10_000
 READINGS = 20  # per replay
+RATES: tuple[Cause, ...] = ("learning_rate_too_high", "learning_rate_too_low")  # tried where nothing else helps
 SURE = 2.0  # standard errors by which a loss must be lower
 
 
@@ -81,7 +82,7 @@ def experiments(
         outcomes = [(None, control), *((c, r) for c in tried if (r := run(c)) is not None)]
         found[index] = tuple(_compared(recording, group, outcomes, steps))
         if of_the_loss and {e.cause for e in found[index] if e.better} <= {"unknown"}:  # nothing yet names a cause
-            rest = [c for c in CHANGES if c.cause == "learning_rate_too_high" and c not in tried]
+            rest = [c for c in CHANGES if c.cause in RATES and c not in tried]
             outcomes += [(c, r) for c in rest if (r := run(c)) is not None]
             found[index] = tuple(_compared(recording, group, outcomes, steps))
     return found
@@ -117,6 +118,8 @@ def _compared(
     better = [change is not None and _is_lower(r.losses, control.losses, run_level) for change, r in outcomes]
     levels = [_level(r.losses) for _, r in outcomes]
     least = min((level for level, is_better in zip(levels, better, strict=True) if is_better), default=levels[0])
+    if not any(better) and (rest := tuple(s for s in group if not is_of_the_loss((s,)))):
+        group = rest  # no loss falls within a replay: what happens to units and gradients still tells
     for (change, r), is_better, level in zip(outcomes, better, levels, strict=True):
         if is_of_the_loss(group):
             span = levels[0] - least

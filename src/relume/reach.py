@@ -78,11 +78,8 @@ def _reach(model: nn.Module, input: Any, target: Any, loss: Callable[[Any, Any],
     floor = _least(behind, given)
     free = floor
     if given is not output:
-        with suppress(
-            Exception
-        ):  # what the loss says to outputs that it was not made for, such as BCELoss beyond 0 to 1
-            free = _least(lambda y: loss(y, target), output)
-        if not free >= BOUNDED:  # as that of log-probabilities that may exceed 0
+        free = _least(lambda y: loss(y, target), output)
+        if not BOUNDED <= free <= floor:  # as that of log-probabilities that may exceed 0
             free = floor
     constant = None
     if len(given) == len(output) >= FEWEST:
@@ -109,5 +106,6 @@ def _least(value: Callable[[Tensor], Tensor], like: Tensor) -> float:
             best = min(best, float(result.detach()))
         return result
 
-    optimizer.step(closure)
+    with suppress(Exception):  # a loss may refuse what the search tries, as BCELoss does beyond 0 to 1
+        optimizer.step(closure)
     return best

@@ -161,7 +161,8 @@ def suspect_rate(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspic
 
 def suspect_slow(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
     """Steps too small to get anywhere within the run, though gradients are there."""
-    if not recording.trained or {s.kind for s in complaint} != {"not_learning"}:
+    kinds = {s.kind for s in complaint}
+    if not recording.trained or "not_learning" not in kinds or not kinds <= {"not_learning", "dead"}:
         return None
     pace = usual_update(recording)
     if not pace:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from relume.recording import Proof, to_json
 from relume.remedies.units import grouped
 from relume.report.numerals import count, number, percent
+from relume.surgery import KEEPS_FUNCTION
 from relume.symptoms import ENOUGH_SAMPLES
 
 WIDTH = 100  # of plain text
@@ -87,7 +88,8 @@ class Pruned:
             f"{count(gone, 'unit')} of {sum(self.units.values()):,} removed, {how}: "
             f"{percent(1 - self.parameters_after / self.parameters_before)} fewer parameters. "
             f"Outputs move by {number(self.output_change)} of their standard deviation, "
-            f"and by {number(self.held_out_change)} on held-out inputs within their range."
+            f"and by {number(self.held_out_change)} on held-out inputs within their range"
+            f"{', where some of these units open' if self.held_out_change > KEEPS_FUNCTION else ''}."
         )
 
     def _savings(self) -> list[tuple[str, str]]:

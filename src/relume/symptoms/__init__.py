@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from relume.activations import ACTIVATIONS
 from relume.recording import Recording, Site
 from relume.symptoms.course import (
+    find_alike,
     find_cut_off,
     find_exploding,
     find_non_finite,
@@ -85,6 +86,7 @@ __all__ = [
     "burden",
     "dead_share",
     "find",
+    "find_alike",
     "find_cut_off",
     "find_dead",
     "find_exploding",
@@ -112,6 +114,7 @@ DETECTORS: tuple[Callable[[Recording], Iterator[Symptom]], ...] = (
     find_not_learning,
     find_out_of_reach,
     find_cut_off,
+    find_alike,
     find_oscillating,
     find_off_centre,
 )

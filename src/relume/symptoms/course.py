@@ -209,6 +209,24 @@ def find_cut_off(recording: Recording) -> Iterator[Symptom]:
         )  # fmt: skip
 
 
+def find_alike(recording: Recording) -> Iterator[Symptom]:
+    """Layers whose units all start with the same weights: they get the same gradient, and stay one unit.
+
+    A network may learn all the same, as where the other layers are drawn; so it is a doubt while the loss falls.
+    """
+    for site in recording.sites:
+        weight, bias = recording.initial.get(site.weight), recording.initial.get(site.bias)
+        if recording.resumed or weight is None or site.units < 2 or weight.low != weight.high or not weight.trainable:
+            continue
+        if bias is not None and bias.low != bias.high:
+            continue
+        learns = by_progress(recording) == "note"
+        yield Symptom(
+            kind="not_learning", site=site.name, units=tuple(range(site.units)), born=True,
+            evidence={"initial_weight": weight.low}, severity="note" if learns else "warning", at_worst="warning",
+        )  # fmt: skip
+
+
 def find_oscillating(recording: Recording) -> Iterator[Symptom]:
     """A loss that falls well below its first value and leaps back above it, again and again in the second half."""
     losses = np.asarray(recording.losses, dtype=float)
