@@ -143,3 +143,21 @@ def test_a_loss_at_its_floor_is_no_illness() -> None:
     assert noise.healthy and any(s.kind == "not_learning" and s.severity == "note" for s in noise.symptoms), str(noise)
     slow = report([(x, x[:, :1]) for x, _ in batches], 1e-7)
     assert slow.diagnoses[0].cause == "learning_rate_too_low" and not slow.healthy, str(slow)
+
+
+def test_a_network_that_cannot_learn_what_a_plain_one_can_is_flagged() -> None:
+    """Linear layers alone cannot tell inside from outside a circle; nothing that is changed in them helps."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(512, 2, generator=rng)
+    y = (x.square().sum(1) > 1.4).long()
+    report = relume.diagnose(
+        Training(
+            model=lambda: nn.Sequential(nn.Linear(2, 32), nn.Linear(32, 2)),
+            optimizer=lambda p: torch.optim.Adam(p, lr=3e-3),
+            loss=F.cross_entropy,
+            batches=list(zip(x.split(64), y.split(64), strict=True)),
+            steps=300,
+        )
+    )
+    assert report.diagnoses[0].cause == "unknown" and not report.healthy, str(report)
+    assert any("a plain network" in sentence for sentence in report.diagnoses[0].because)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from relume.errors import RelumeError
 from relume.grafts import graft
 from relume.initialise import init_
 from relume.nested import first_float
+from relume.reach import last_layer
 from relume.recording import Recording, Site
 from relume.suspicions import PLAIN, Cause, sound_gain
 from relume.symptoms import usual_update
@@ -227,6 +229,35 @@ BY_THE_BOOK = Change(
     cause="unknown",
     fits=lambda recording, strength: True,
     network=_by_the_book,
+    data=lambda batches: _standardise(batches, 0),
+)
+
+
+PLAIN_WIDTH = 64
+
+
+def _plain_network(copied: Copied) -> Optimizer:
+    """Two ReLU layers from the flattened input to what the last layer gives; what stands behind it stays."""
+    if not isinstance(copied.input, Tensor) or not copied.input.is_floating_point():
+        raise CannotChange
+    layer, given, _ = last_layer(copied.model, copied.input)
+    if not isinstance(given, Tensor) or len(given) != len(copied.input):
+        raise CannotChange
+    sizes = (copied.input[0].numel(), PLAIN_WIDTH, PLAIN_WIDTH)
+    hidden = [part for i, o in pairwise(sizes) for part in (nn.Linear(i, o), nn.ReLU())]
+    plain = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(PLAIN_WIDTH, given[0].numel())).to(given)
+    fed: list[Tensor] = []
+    copied.model.register_forward_pre_hook(lambda module, args: fed.append(args[0]))
+    layer.register_forward_hook(lambda module, args, output: plain(fed.pop()).reshape(output.shape))
+    return torch.optim.Adam(plain.parameters(), lr=ADAM_RATE)
+
+
+# Asks whether anything can learn these data, where this network cannot by any change.
+PLAIN_NETWORK = Change(
+    words=f"a plain network of two layers of {PLAIN_WIDTH} ReLU units in its place",
+    cause="unknown",
+    fits=lambda recording, strength: True,
+    network=_plain_network,
     data=lambda batches: _standardise(batches, 0),
 )
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from relume.changes import BY_THE_BOOK, CHANGES, Batch, CannotChange, Change, changed
+from relume.changes import BY_THE_BOOK, CHANGES, PLAIN_NETWORK, Batch, CannotChange, Change, changed
 from relume.diagnosis import Experiment, burden_of, complaints, is_of_the_loss, measure_of
 from relume.nested import call, tensors
 from relume.randomness import isolated_rng, one_thread
@@ -85,6 +85,8 @@ def experiments(
             rest = [c for c in CHANGES if c.cause in RATES and c not in tried]
             outcomes += [(c, r) for c in rest if (r := run(c)) is not None]
             found[index] = tuple(_compared(recording, group, outcomes, steps))
+        if of_the_loss and not any(e.better for e in found[index]) and (r := run(PLAIN_NETWORK)) is not None:
+            found[index] = tuple(_compared(recording, group, [*outcomes, (PLAIN_NETWORK, r)], steps))
     return found
 
 

@@ -49,22 +49,9 @@ def _joined(batches: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
 
 
 def _reach(model: nn.Module, input: Any, target: Any, loss: Callable[[Any, Any], Tensor]) -> Reach | None:
-    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
-    last: list[tuple[nn.Module, Any]] = []
-
-    def note(module: nn.Module, args: Any, output: Any) -> None:
-        last.append((module, output))
-
-    with_weights = [m for m in model.modules() if next(m.parameters(recurse=False), None) is not None]
-    hooks = [m.register_forward_hook(note) for m in with_weights]
-    try:
-        with torch.no_grad():
-            output = call(model, input)
-            first = float(loss(output, target))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    layer, given = last[-1]
+    layer, given, output = last_layer(model, input)
+    with torch.no_grad():
+        first = float(loss(output, target))
     if not isinstance(output, Tensor) or not isinstance(given, Tensor) or output.dim() == 0:
         return None
 
@@ -87,7 +74,26 @@ def _reach(model: nn.Module, input: Any, target: Any, loss: Callable[[Any, Any],
     if not math.isfinite(first) or not math.isfinite(floor) or floor < BOUNDED:
         return None
     classes = not any(t.is_floating_point() for t in tensors(target))
+    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
     return Reach(layer=names[layer], first=first, floor=floor, free=free, constant=constant, classes=classes)
+
+
+def last_layer(model: nn.Module, input: Any) -> tuple[nn.Module, Any, Any]:
+    """The last module with parameters of its own that a pass goes through, what it gives, and what the model gives."""
+    last: list[tuple[nn.Module, Any]] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        last.append((module, output))
+
+    with_weights = [m for m in model.modules() if next(m.parameters(recurse=False), None) is not None]
+    hooks = [m.register_forward_hook(note) for m in with_weights]
+    try:
+        with torch.no_grad():
+            output = call(model, input)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return (*last[-1], output)
 
 
 def _least(value: Callable[[Tensor], Tensor], like: Tensor) -> float:
