@@ -102,7 +102,7 @@ def _fill(original: Tensor, twin: Tensor) -> None:
 
 
 def structure(model: nn.Module) -> list[tuple[Any, ...]]:
-    """What a compiled network was compiled for: its modules, their hooks and functions, and the shapes of its tensors."""
+    """What a compiled network was compiled for: its modules, their hooks and functions, the shapes of its tensors."""
     modules: list[tuple[Any, ...]] = [
         (
             name,

@@ -5,7 +5,8 @@ batches of the next steps, asks for the full diagnosis, and pauses the loop on a
 and its optimizer are trained on every second of these batches, untreated and with each of a few remedies, and scored
 on the others. One seed picks the remedies that are worth a proof; further seeds, each another order of the batches,
 prove them beside the untreated control. What is proven is applied to the network in place (`adoption`). Over the next
-steps it is on trial: where the loss falls behind, the network is put back as it was, and that remedy is not tried again.
+steps it is on trial: where the loss falls behind, the network is put back as it was, and that remedy is not tried
+again.
 
 On ordinary steps nothing is done, and a network that is well is never touched.
 """
@@ -16,7 +17,6 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean, variance
@@ -45,7 +45,7 @@ from relume.training import Training, batch_size
 from relume.trial.arms import CONTROL, Job, Outcome
 from relume.trial.engine import Sequential
 from relume.trial.proof import collect, judged
-from relume.verdicts import WINNING, Arm, Run, difference, ranked
+from relume.verdicts import WINNING, Arm, Run, difference
 
 log = logging.getLogger("relume")
 
@@ -100,13 +100,13 @@ class Autopilot:
         for what, value in (("loss", loss), ("optimizer", optimizer)):
             if value is None:
                 raise TrainingError(
-                    f"watch(..., heal=True) trains copies of the network, for which it needs the {what}; none was given.\n"
+                    f"watch(..., heal=True) trains copies of the network and needs the {what} for it; none was given.\n"
                     "Write relume.watch(model, optimizer, loss=loss_fn, heal=True)."
                 )
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        if _processes() > 1:
             raise TrainingError(
-                "watch(..., heal=True) changes the network of one process; found torch.distributed at work, whose "
-                "processes would no longer agree.\nWatch with heal=False, and treat the network between runs."
+                f"watch(..., heal=True) changes the network of one process; found {_processes()}, which "
+                "would no longer agree.\nWatch with heal=False, and treat the network between runs."
             )
         assert loss is not None and optimizer is not None
         self.actions: list[Action] = []
@@ -115,7 +115,8 @@ class Autopilot:
         self._loss = loss
         self._chosen = None if isinstance(remedies, bool) else _listed(remedies)
         self._done = 0  # steps before this recorder's first
-        self._refused: set[str] = set()
+        self._refused: set[str] = set()  # taken back
+        self._tried: set[tuple[str, str]] = set()  # cause and remedy, where none was proven
         self._compiled = is_compiled(model)
         self._good: tuple[int, dict[str, Any], dict[str, Any]] | None = None
         self._guard: _Guard | None = None
@@ -181,10 +182,12 @@ class Autopilot:
         action = Action(
             step=step, cause=diagnosis.cause, finding=headline(Page(report=found)), tried=(), adopted=None
         )  # fmt: skip
+        if len(pairs) < 2:
+            return self._note(replace(action, why="the targets of the loss could not be told"))
         remedies = self._candidates(diagnosis)
-        if len(pairs) < 2 or not remedies:
-            why = "every remedy for it was refused" if len(pairs) > 1 else "no targets of the loss could be told"
-            return self._note(replace(action, why=why))
+        if not remedies:
+            return False  # all were tried, and that was told
+        log.info("relume: step %d: %s The loop waits while remedies are tried on copies.", step, action.finding)
         learnt, held_out = pairs[::2], pairs[1::2]
         before = self._scores(held_out)
         trial = _Trial(self._model, self._optimizer, self._loss, learnt, held_out, self._treatment)
@@ -197,8 +200,9 @@ class Autopilot:
             loss_untreated=_loss(untreated),
             why="none was proven to help",
         )
-        best = next(iter(ranked([arm for arm in arms if _helps(arm, control)])), None)
+        best = max((arm for arm in arms if _helps(arm, control)), key=_mean_score, default=None)
         if best is None:
+            self._tried.update((diagnosis.cause, remedy.name) for remedy in remedies)
             return self._note(action)
         remedy = next(remedy for remedy in remedies if remedy.name == best.name)
         recorder.flush()
@@ -211,6 +215,7 @@ class Autopilot:
             raise
         self._guard = guard
         self._good = None  # its weights may no longer fit
+        self._tried.clear()
         changes = tuple(f"{place}: {words}" for place, words in changes.items())
         self._note(replace(action, adopted=remedy.name, changes=changes, why=""))
         return self._begin_anew(recorder, GUARD_STEPS // GUARD_LOOKS)
@@ -227,7 +232,7 @@ class Autopilot:
 
     def _candidates(self, diagnosis: Diagnosis) -> list[Remedy]:
         """The remedies to try, best first: those that change no weights also with the weights of a better day."""
-        names: Iterable[str | Remedy] = diagnosis.remedies or REMEDIES_FOR["unknown"]
+        names = dict.fromkeys((*diagnosis.remedies, *REMEDIES_FOR["unknown"]))
         broken = not all(map(_is_finite, self._model.state_dict().values()))
         found: dict[str, Remedy] = {}
         for remedy in _listed(names) if self._chosen is None else self._chosen:
@@ -237,7 +242,8 @@ class Autopilot:
                 found[rewound.name] = rewound
             if not broken:
                 found[remedy.name] = remedy
-        return [remedy for name, remedy in found.items() if name not in self._refused][:TRIED]
+        known = self._refused | {name for cause, name in self._tried if cause == diagnosis.cause}
+        return [remedy for name, remedy in found.items() if name not in known][:TRIED]
 
     def _rewind(self) -> Remedy:
         """The weights, and what the optimizer knew of them, of the last step at which nothing critical was found."""
@@ -357,7 +363,7 @@ class _Trial:
         outcomes = self._train(proven, range(1, SEEDS + 1)) if proven else first
         controls = [outcome.run for outcome in outcomes[CONTROL]]
         arms = {remedy.name: judged(controls, outcomes[remedy.name]) for remedy in proven}
-        attempts = tuple(_attempt(remedy.name, first[remedy.name][0].run, arms.get(remedy.name)) for remedy in remedies)
+        attempts = tuple(_attempt(first[r.name][0].run, arms.get(r.name), better=r in higher) for r in remedies)
         return controls, list(arms.values()), attempts
 
     def _train(self, remedies: Sequence[Remedy], seeds: Iterable[int]) -> dict[str, list[Outcome]]:
@@ -375,17 +381,25 @@ class _Shuffled:
         return iter([self._pairs[i] for i in torch.randperm(len(self._pairs)).tolist()])
 
 
-def _attempt(name: str, first: Run, arm: Arm | None) -> Attempt:
+def _attempt(first: Run, arm: Arm | None, *, better: bool) -> Attempt:
+    """What became of a remedy, by its proof where it came to that, or else by its run with the first seed."""
     if arm is not None:
         scores = [score for score in arm.scores if score is not None]
-        return Attempt(remedy=name, verdict=arm.verdict, loss=_loss(scores), because=arm.because)
-    because = first.failure if first.lost or first.failure else "Others, or none, did better on a first seed."
-    return Attempt(remedy=name, verdict=None, loss=_loss([] if first.score is None else [first.score]), because=because)
+        return Attempt(remedy=arm.name, verdict=arm.verdict, loss=_loss(scores), because=arm.because)
+    judged_by = "Others did better on a first seed." if better else "No better than untreated on a first seed."
+    scores = [] if first.score is None else [first.score]
+    return Attempt(
+        remedy=first.arm, verdict=None, loss=_loss(scores), because=" ".join(first.failure.split()) or judged_by
+    )
 
 
 def _helps(arm: Arm, control: Sequence[Run]) -> bool:
     """Proven, and no more of it ill than without."""
     return arm.verdict in WINNING and fmean(r.burden for r in arm.runs) <= fmean(r.burden for r in control)
+
+
+def _mean_score(arm: Arm) -> float:
+    return fmean([-math.inf if score is None else score for score in arm.scores])
 
 
 def _falls(guard: _Guard, scores: Sequence[float], losses: Sequence[float]) -> str:
@@ -415,6 +429,12 @@ def _score(run: Run) -> float:
 def _loss(scores: Sequence[float]) -> float | None:
     mean = -fmean(scores) if scores else math.nan
     return mean if math.isfinite(mean) else None
+
+
+def _processes() -> int:
+    """How many train together."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if distributed else 1
 
 
 def _is_finite(tensor: Any) -> bool:

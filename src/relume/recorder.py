@@ -47,7 +47,7 @@ class Recorder:
         self.readings: list[Reading] = []
         self.kept: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # arguments of forward passes, newest last
         self.first: list[tuple[Any, Any]] = []  # (input, target) of the first steps; given the loss function
-        self.window: list[tuple[Any, Any]] | None = None  # copies of those of the latest steps, while they are collected
+        self.window: list[tuple[Any, Any]] | None = None  # of the latest steps, while they are collected
         self.note = ""
         self.sites: dict[str, Site] = {}
         self.blind: dict[str, None] = {}
