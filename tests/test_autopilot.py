@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import json
 import logging
 import math
@@ -20,10 +20,12 @@ from relume.actions import Action, Attempt, told
 from relume.adoption import Twin
 from relume.autopilot import FIRST_LOOK, GUARD_STEPS, Autopilot, _falls, _Guard
 from relume.demo import digits
-from relume.errors import RemedyError, TrainingError
+from relume.errors import RemedyError, TrainingError, TrialError
 from relume.journal import read_journal
+from relume.recorder import Recorder
 from relume.remedies import Edit, Network, Remedy
 from relume.report.html import render
+from relume.report.markup import t
 from relume.report.results import Page
 
 cross_entropy = nn.functional.cross_entropy
@@ -60,7 +62,7 @@ def run(
     make: Make,
     optimise: Optimise,
     seed: int = 0,
-    steps: int = 400,
+    steps: int = 320,
     *,
     after: Callable[[nn.Module, torch.optim.Optimizer, Any], None] | None = None,
     images: Tensor = IMAGES,
@@ -100,10 +102,10 @@ def require_driven_once(model: nn.Module, optimizer: torch.optim.Optimizer) -> N
 
 
 ILL: dict[str, tuple[Make, Optimise]] = {
-    "a learning rate that kills": (mlp, lambda p: torch.optim.Adam(p, lr=0.1)),
+    "a learning rate that kills": (lambda: mlp(5), lambda p: torch.optim.Adam(p, lr=0.1)),
     "a learning rate that ends in NaN": (mlp, lambda p: torch.optim.SGD(p, lr=30.0)),
     "dead by bias": (dead_by_bias, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
-    "vanishing": (lambda: mlp(8, nn.Sigmoid), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
+    "vanishing": (lambda: mlp(8, nn.Sigmoid, 32), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
 }
 
 
@@ -156,11 +158,15 @@ def test_new_modules_stand_in_the_user_s_own_tree() -> None:
     held: dict[str, Any] = {}
 
     def make() -> nn.Module:
-        held["model"] = mlp(8, nn.Sigmoid)
+        held["model"] = mlp(8, nn.Sigmoid, 32)
         held["weights"] = dict(held["model"].named_parameters())
         return held["model"]
 
     model, optimizer, watch = run(make, ILL["vanishing"][1], heal=["xavier_init+batch_norm"])
+    drawn = torch.rand(1)
+    run(*ILL["vanishing"], watched=False)
+    assert torch.equal(torch.rand(1), drawn)  # what the remedy drew came from elsewhere
+    assert all(module.training for module in model.modules())
     assert watch.actions[0].adopted == "xavier_init+batch_norm"
     assert model is held["model"]
     now = dict(model.named_parameters())
@@ -197,49 +203,32 @@ class Turns:
 def test_what_did_harm_is_taken_back_to_the_last_bit(caplog: pytest.LogCaptureFixture) -> None:
     """A remedy that does well on one part of the data and harm on the rest is adopted, and rolled back, once."""
     images = IMAGES.clone()
-    seen: dict[str, Any] = {"steps": 0}
+    seen: dict[str, Any] = {}
+    remedy = planted(lambda model: model.register_forward_hook(Turns()) and None)
+
+    def apply(network: Network) -> Edit:
+        seen["treated"] = everything(network.model, network.optimizer)  # the copy, as the network was at that step
+        return remedy.apply(network)
 
     def after(model: nn.Module, optimizer: torch.optim.Optimizer, watch: Any) -> None:
-        seen["steps"] += 1
-        actions = watch.actions
-        if not actions:
-            seen["before"] = everything(model, optimizer)  # the step before it was adopted; dead weights do not move
-        elif actions[0].rolled_back is None:
+        if watch.actions and watch.actions[0].rolled_back is None:
             images[:, -1] = 20.0  # the loop comes to the second part
             seen.setdefault("adopted", everything(model, optimizer))
-        elif "after" not in seen:
-            seen["after"] = everything(model, optimizer)
+        elif watch.actions:
+            seen.setdefault("rolled back", everything(model, optimizer))
 
-    def frozen(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
-
-    class Plain(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = dead_by_bias()
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.net(x)
-
-    remedy = planted(lambda model: model.register_forward_hook(Turns()) and None)
-    states: list[Any] = []
-
-    def before_each(model: nn.Module, optimizer: torch.optim.Optimizer, watch: Any) -> None:
-        after(model, optimizer, watch)
-
-    # what the network was when it was treated: seen by the remedy's own copy
-    treated = Remedy(
-        name=remedy.name, title="", family=remedy.family, when="", code="",
-        apply=lambda network: (states.append(everything(network.model, network.optimizer)), remedy.apply(network))[1],  # type: ignore[arg-type]
+    run(
+        lambda: nn.Sequential(dead_by_bias()), ILL["dead by bias"][1], images=images, after=after,
+        heal=[dataclasses.replace(remedy, apply=apply)],
     )  # fmt: skip
-    with caplog.at_level(logging.WARNING, logger="relume"):
-        run(Plain, frozen, images=images, after=before_each, steps=600, heal=[treated])
-    watch_actions = [record.getMessage() for record in caplog.records]
-    assert not same(seen["adopted"], states[-1])
-    assert same(seen["after"], states[-1])
-    assert sum("adopted planted" in message for message in watch_actions) == 1, watch_actions
-    (line,) = [message for message in watch_actions if "rolled planted back" in message]
-    assert "the loss rose from" in line
+    weights, moments, _, attributes, modules = seen["treated"]
+    assert not same(seen["adopted"][:2], [weights, moments])
+    back = seen["rolled back"]  # its hooks are those of the watch, which reads the next step
+    assert same([back[0], back[1], back[3], back[4]], [weights, moments, attributes, modules])
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("adopted planted" in message for message in said) == 1, said
+    (line,) = [message for message in said if "rolled planted back" in message]
+    assert "rose from" in line
 
 
 def test_a_loss_that_is_no_longer_finite_is_rolled_back_early() -> None:
@@ -304,9 +293,9 @@ def test_a_scheduler_goes_on_and_the_healed_run_learns() -> None:
         schedulers[-1].step()
         rates.append(optimizer.param_groups[0]["lr"])
 
-    model, _, watch = run(mlp, adam, after=after, heal=True)
+    model, _, watch = run(lambda: mlp(5), adam, after=after, heal=["lower_learning_rate+recycle"])
     assert "learning_rate" in str(watch.actions[0].adopted)
-    assert rates == pytest.approx([0.1 * 0.999**step for step in range(1, 401)])
+    assert rates == pytest.approx([0.1 * 0.999**step for step in range(1, 321)])
     assert accuracy(model) > 0.8
 
 
@@ -323,6 +312,27 @@ def test_a_compiled_network_gets_no_other_structure() -> None:
     assert "changes the network's structure, and torch.compile" in first.because and first.verdict is None
     assert second.verdict == "cured" and watch.actions[0].adopted == "reset_bias+he_init"
     assert accuracy(model) > 0.8
+
+
+def test_the_window_holds_copies() -> None:
+    """A loop that fills the same tensors again does not change what was collected."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    recorder = Recorder(model, optimizer, cross_entropy)
+    recorder.window = []
+    images, labels = torch.empty(8, 64), torch.empty(8, dtype=torch.long)
+    for step in range(3):
+        images.copy_(IMAGES[8 * step : 8 * step + 8])
+        labels.copy_(LABELS[8 * step : 8 * step + 8])
+        recorder.arm(read=False)
+        loss = cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        recorder.collect(loss)
+    for step, ((input,), target) in enumerate(recorder.window):
+        assert torch.equal(input, IMAGES[8 * step : 8 * step + 8])
+        assert torch.equal(target, LABELS[8 * step : 8 * step + 8])
+    assert len(recorder.window) == 3
 
 
 # errors -------------------------------------------------------------------------------------------------------------
@@ -389,22 +399,26 @@ def test_an_error_while_adopting_leaves_the_network_as_it_was(
     assert "OSError: planted" in caplog.text
 
 
-def test_a_network_that_cannot_be_copied_is_watched_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
-    """The autopilot says why it stops; the watch goes on reading."""
+def test_a_network_that_cannot_be_copied_is_refused() -> None:
+    """Remedies are tried on copies; that there can be none is said before the run, not in the middle of it."""
+    model = mlp()
+    model.numbers = (n for n in range(3))  # type: ignore[assignment]
+    with pytest.raises(RemedyError, match="Sequential cannot be copied: TypeError"):
+        relume.watch(model, torch.optim.SGD(model.parameters(), lr=0.1), loss=cross_entropy, heal=True)
 
-    class Stuck(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = dead_by_bias()
-            self.numbers = (n for n in range(3))  # a generator cannot be copied
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.net(x)
+def test_where_no_trial_can_be_run_the_watch_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The autopilot says why it stops, once, and the watch goes on reading."""
 
-    _, _, watch = run(Stuck, ILL["dead by bias"][1], steps=120, heal=True, budget=0.5)
-    assert not watch.actions
-    assert "the autopilot stopped at step" in caplog.text and "cannot be copied" in caplog.text
-    assert watch.latest.step > 100
+    def fails(*_: Any) -> None:
+        raise TrialError("planted")
+
+    monkeypatch.setattr("relume.autopilot.collect", fails)
+    _, _, watch = run(*ILL["dead by bias"], steps=120, heal=True, budget=0.5)
+    assert not watch.actions and watch.latest.step > 100
+    assert [r.getMessage() for r in caplog.records] == ["relume: the autopilot stopped at step 63: planted"]
 
 
 def test_targets_that_cannot_be_told_are_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -435,12 +449,12 @@ def test_the_report_tells_what_was_done(tmp_path: Any) -> None:
     (action,) = watch.actions
     assert report.actions == watch.actions
     line = told(action)
-    assert line in render(Page.of(report)).replace("&gt;", ">").replace("Step", "step")
+    assert t(line[1:]) in render(Page.of(report))
     text = " ".join(str(report).split())
     assert "What the autopilot did" in text and f"adopted {action.adopted}" in text
     numbers = json.loads(json.dumps(report.to_json()))["actions"]
     assert numbers[0]["adopted"] == action.adopted and numbers[0]["tried"][0]["remedy"] == action.tried[0].remedy
-    assert report.healthy and report.recording.steps == 400 - action.step
+    assert report.healthy and report.recording.steps == 320 - action.step
     kept = read_journal(path)
     assert kept.steps == report.recording.steps and len(kept.losses) == kept.steps and kept.resumed
 
@@ -457,8 +471,7 @@ def test_actions_in_words() -> None:
         "against not finite untreated)"
     )
     assert told(action) == line
-    back = copy.replace(action, rolled_back=400, why="the loss rose") if hasattr(copy, "replace") else None
-    if back is not None:
-        assert told(back) == f"{line}; rolled prelu back at step 400: the loss rose"
+    back = dataclasses.replace(action, rolled_back=400, why="the loss rose")
+    assert told(back) == f"{line}; rolled prelu back at step 400: the loss rose"
     none = Action(step=9, cause="unknown", finding="A", tried=(attempt, attempt), adopted=None, why="none helped")
     assert told(none) == "step 9: A; tried 2 remedies on copies; none helped"

@@ -87,7 +87,8 @@ class Autopilot:
     """Heals the network of a watched loop. `look` is called after steps that were read or kept; it says what it did.
 
     `remedies` replaces those that the diagnosis recommends. Raises TrainingError where a loss function or an optimizer
-    is missing, or several processes train together, and RemedyError for a remedy that is unknown.
+    is missing, or several processes train together, and RemedyError for a remedy that is unknown or a network that
+    cannot be copied.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class Autopilot:
         self._guard: _Guard | None = None
         self._wait = self._due = FIRST_LOOK
         self._since = 0  # the step at which the window began
+        Twin(self._model, optimizer)  # a network that cannot be copied says so now, not in mid-run
         self._keep_good(0)
 
     @property
@@ -132,14 +134,14 @@ class Autopilot:
     def look(self, recorder: Recorder, report: Callable[[], Report]) -> bool:
         """Do what is to be done at this step; whether the network was changed, so that a new recorder must begin."""
         if self._guard is not None:
-            return recorder.step >= self._due and self._watch_over(self._guard, recorder)
+            return recorder.step > self._due and self._watch_over(self._guard, recorder)
         if recorder.window is not None:
             if not self._collected(recorder):
                 return False
             changed = self._treat(recorder, report)
             recorder.window = None
             return changed
-        if recorder.step >= self._due:
+        if recorder.step > self._due:  # that step was read, whatever the clock made the watch read before
             self._look_again(recorder.step)
             recording = recorder.recording(finished=False)
             if any("critical" in (s.severity, s.at_worst) for s in find(recording)):
@@ -305,9 +307,9 @@ class Autopilot:
         why = ""
         if not all(map(math.isfinite, losses)):
             why = "the loss is no longer finite"
-        elif recorder.step >= GUARD_STEPS:
+        elif recorder.step > GUARD_STEPS:
             why = _falls(guard, self._scores(guard.held_out), losses[-JUDGED_LOSSES:])
-        elif not why:
+        else:
             self._due = min(GUARD_STEPS, recorder.step + GUARD_STEPS // GUARD_LOOKS)
             return False
         self._guard = None

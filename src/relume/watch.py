@@ -54,7 +54,8 @@ class watch:
         print(watch.report())
 
     An error inside relume is logged once and ends the watch, not the training. Raises JournalError when the journal
-    cannot be written, TypeError when `model` is not a module, and TrainingError where `heal` lacks what it needs.
+    cannot be written, TypeError when `model` is not a module, and TrainingError or RemedyError where `heal` lacks what
+    it needs.
     """
 
     def __init__(
