@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
+import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,8 @@ def mlp(depth: int = 3, function: Callable[[], nn.Module] = nn.ReLU, width: int 
 
 def dead_by_bias() -> nn.Sequential:
     model = mlp()
-    for module in model[:-1]:
-        if isinstance(module, nn.Linear):
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not model[-1]:
             nn.init.constant_(module.bias, -30.0)
     return model
 
@@ -207,6 +208,7 @@ def test_what_did_harm_is_taken_back_to_the_last_bit(caplog: pytest.LogCaptureFi
     remedy = planted(lambda model: model.register_forward_hook(Turns()) and None)
 
     def apply(network: Network) -> Edit:
+        assert network.optimizer is not None
         seen["treated"] = everything(network.model, network.optimizer)  # the copy, as the network was at that step
         return remedy.apply(network)
 
@@ -348,7 +350,7 @@ def test_what_heal_needs_is_said() -> None:
         relume.watch(model, loss=cross_entropy, heal=True)
     with pytest.raises(RemedyError, match="no remedy named 'relu6x'"):
         relume.watch(model, optimizer, loss=cross_entropy, heal=["relu6x"])
-    with pytest.raises(RemedyError, match="was given no remedy to try.\nWrite heal=True"):
+    with pytest.raises(RemedyError, match=r"was given no remedy to try\.\nWrite heal=True"):
         relume.watch(model, optimizer, loss=cross_entropy, heal=[])
 
 
@@ -475,3 +477,13 @@ def test_actions_in_words() -> None:
     assert told(back) == f"{line}; rolled prelu back at step 400: the loss rose"
     none = Action(step=9, cause="unknown", finding="A", tried=(attempt, attempt), adopted=None, why="none helped")
     assert told(none) == "step 9: A; tried 2 remedies on copies; none helped"
+
+
+def test_the_guide_tells_what_was_measured() -> None:
+    """The guide's table is what `examples/autopilot.py` printed."""
+    root = Path(__file__).parents[1]
+    lines = (root / "benchmarks/results/autopilot.txt").read_text().splitlines()
+    without, healed = zip(*(re.findall(r"([\d.]+)%", line) for line in lines), strict=True)
+    page = (root / "docs/guide/your-loop.md").read_text()
+    assert f"| watched | {' | '.join(f'{n} %' for n in without)} |" in page
+    assert f"| watched with `heal=True` | {' | '.join(f'{n} %' for n in healed)} |" in page
