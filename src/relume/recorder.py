@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 from relume.nested import first_float, tensors
 from relume.probe import Probe, initial_weights
@@ -39,12 +40,14 @@ class Recorder:
         loss: Callable[[Any, Any], Tensor] | None = None,
         *,
         trained: bool = True,
+        resumed: bool = False,
     ) -> None:
         self.step = 0
         self.losses: list[float] = []
         self.readings: list[Reading] = []
         self.kept: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # arguments of forward passes, newest last
         self.first: list[tuple[Any, Any]] = []  # (input, target) of the first steps; given the loss function
+        self.window: list[tuple[Any, Any]] | None = None  # of the latest steps, while they are collected
         self.note = ""
         self.sites: dict[str, Site] = {}
         self.blind: dict[str, None] = {}
@@ -56,7 +59,7 @@ class Recorder:
         self._scripted = isinstance(self._model, torch.jit.ScriptModule)
         self._optimizer = optimizer
         self._trained = trained
-        self._resumed = optimizer is not None and bool(optimizer.state)
+        self._resumed = resumed or (optimizer is not None and bool(optimizer.state))
         self._started = time.perf_counter()
         self._pending: list[Tensor | float] = []
         self._probe: Probe | None = None
@@ -75,8 +78,9 @@ class Recorder:
         return self._full or sum(samples for samples, _ in self._extents) >= ENOUGH_SAMPLES
 
     @property
-    def _first_suffice(self) -> bool:
-        return sum(_extent(input)[0] for input, _ in self.first) >= ENOUGH_SAMPLES
+    def _wants_first(self) -> bool:
+        enough = sum(_extent(input)[0] for input, _ in self.first) >= ENOUGH_SAMPLES
+        return self.step == len(self.first) and not enough
 
     def arm(self, *, read: bool = True) -> None:
         """Read (or, without `read`, only keep the input of) the next training pass; nothing is left on afterwards."""
@@ -105,7 +109,7 @@ class Recorder:
                 self._probe = armed[0]
                 self._probe.trace.__exit__(None, None, None)
                 self._probe.read_output(output)
-            if armed and self._finder is not None and self.step == len(self.first) and not self._first_suffice:
+            if armed and self._finder is not None and (self._wants_first or self.window is not None):
                 self._finder.begin(output)
 
         self._hooks = [
@@ -145,7 +149,11 @@ class Recorder:
         reading = None
         if self._hooks:
             if self._finder is not None and (target := self._finder.end(loss)) is not None and self.kept:
-                self.first.append((_as_input(*self.kept[-1]), target))
+                pair = _as_input(*self.kept[-1]), target
+                if self._wants_first:
+                    self.first.append(pair)
+                if self.window is not None:  # copies: a loop may fill the same tensors again
+                    self.window.append(tree_map_only(Tensor, lambda t: t.detach().clone(), pair))
             probe = self._probe
             if probe is not None and self._error is None and probe.trace.error is None:
                 reading = probe.reading(loss, self._optimizer)

@@ -32,12 +32,15 @@ _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 # copies -------------------------------------------------------------------------------------------------------------
 
 
-def duplicate(model: nn.Module, optimizer: Optimizer | None) -> tuple[nn.Module, Optimizer | None]:
+def duplicate(
+    model: nn.Module, optimizer: Optimizer | None, memo: dict[int, Any] | None = None
+) -> tuple[nn.Module, Optimizer | None]:
     """Copies of both, the copied optimizer driving the copied parameters with its state carried along.
 
-    Forward and step hooks come along; gradients do not. Raises RemedyError where the model cannot be copied.
+    Forward and step hooks come along; gradients do not. `memo` is filled as by `copy.deepcopy`, for those who want to
+    know which copy is of what. Raises RemedyError where the model cannot be copied.
     """
-    memo: dict[int, Any] = {}
+    memo = {} if memo is None else memo
     try:
         new_model = copy.deepcopy(model, memo)
     except Exception as error:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -15,11 +15,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from relume.actions import Action
+from relume.autopilot import Autopilot
+from relume.errors import RelumeError
 from relume.interventions import report_on, scene_from
 from relume.journal import Journal
 from relume.nested import arguments
 from relume.recorder import Recorder
 from relume.recording import Reading, Recording
+from relume.remedies import Remedy
 from relume.report import Report
 
 log = logging.getLogger("relume")
@@ -38,6 +42,10 @@ class watch:
     copies), `budget` the share of the run's time that reading may take, `journal` the path of a file that keeps the
     recording. Call `step(loss)` once per optimizer step, while the gradients are there.
 
+    With `heal`, a network that turns out critically ill is treated in place: remedies are tried on copies, what is
+    proven is adopted, and taken back where the loss then falls behind; `actions` and the report tell what was done.
+    This needs `loss` and `optimizer`. A list of remedies, names or records, restricts it to those.
+
         with relume.watch(model, optimizer) as watch:
             for x, y in batches:
                 loss = loss_fn(model(x), y)
@@ -46,7 +54,8 @@ class watch:
         print(watch.report())
 
     An error inside relume is logged once and ends the watch, not the training. Raises JournalError when the journal
-    cannot be written, and TypeError when `model` is not a module.
+    cannot be written, TypeError when `model` is not a module, and TrainingError or RemedyError where `heal` lacks what
+    it needs.
     """
 
     def __init__(
@@ -56,6 +65,7 @@ class watch:
         loss: Any = None,
         budget: float = 0.01,
         journal: str | Path | None = None,
+        heal: bool | str | Remedy | Iterable[str | Remedy] = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"watch needs the torch.nn.Module that is trained; found {type(model).__name__}.")
@@ -65,20 +75,26 @@ class watch:
         self._optimizer = optimizer
         self._loss = loss
         self._budget = budget
-        self._recorder = Recorder(model, optimizer, loss)
-        self._start = _snapshot(model) if loss is not None and optimizer is not None else None
-        self._rates = [float(group.get("lr", 0.0)) for group in optimizer.param_groups] if optimizer else []
+        self._autopilot = None if heal is False else Autopilot(model, optimizer, loss, heal)
+        self._done: Sequence[Action] = self._autopilot.actions if self._autopilot is not None else ()
         self._journal = Journal(journal) if journal is not None else None
-        self._written = 0
+        self._begin()
         self._finished = False
         self._retired = False
         self._ordinary: deque[float] = deque(maxlen=64)  # seconds of the latest steps that were not read
         self._cost = 0.0  # seconds one probe adds, smoothed
         self._spent = 0.0
-        self._next = 0
         self._last = time.perf_counter()
         self._armed = self._due = False  # something is on for the next pass; it is to be read, not only kept
         self._arm()
+
+    def _begin(self, *, resumed: bool = False) -> None:
+        """Begin a recording of the network as it is now."""
+        model, optimizer, loss = self._model, self._optimizer, self._loss
+        self._recorder = Recorder(model, optimizer, loss, resumed=resumed)
+        self._start = _snapshot(model) if loss is not None and optimizer is not None else None
+        self._rates = [float(group.get("lr", 0.0)) for group in optimizer.param_groups] if optimizer else []
+        self._written = self._next = 0
 
     def __enter__(self) -> watch:
         return self
@@ -97,6 +113,8 @@ class watch:
         spent, self._last = now - self._last, now
         if self._armed:
             self._guarded(self._collect, loss, spent, now)
+            if self._autopilot is not None:
+                self._guarded(self._heal, self._autopilot)
             self._guarded(self._arm)
             return
         self._recorder.count(loss)
@@ -128,11 +146,34 @@ class watch:
 
     def _arm(self) -> None:
         self._due = self._recorder.step >= self._next
-        self._armed = self._due or not self._recorder.keeps_enough
+        self._armed = self._due or not self._recorder.keeps_enough or self._recorder.window is not None
         if self._armed:
             self._recorder.arm(read=self._due)
 
+    def _heal(self, autopilot: Autopilot) -> None:
+        """Let the autopilot look; where it changed the network, what was read before is of another one."""
+        try:
+            changed = autopilot.look(self._recorder, self._report)
+        except RelumeError as error:  # raised on purpose: nothing was changed, and the watch is in order
+            self._autopilot, changed = None, False
+            self._recorder.window = None
+            log.warning("relume: the autopilot stopped at step %d: %s", self._recorder.step, error)
+        if changed:
+            self._begin(resumed=True)
+            if self._journal is not None:
+                self._journal.close()
+                self._journal = Journal(self._journal.path)
+        if self._autopilot is not None:
+            self._next = min(self._next, max(self._autopilot.due, self._recorder.step))
+        self._spent += time.perf_counter() - self._last
+        self._last = time.perf_counter()
+
     # the recording ------------------------------------------------------------------------------------------------
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """What was done about the network so far, with `heal`."""
+        return tuple(self._done)
 
     @property
     def latest(self) -> Reading | None:
@@ -172,8 +213,12 @@ class watch:
     def report(self) -> Report:
         """What was found so far; may be asked at any time, also in mid-run.
 
-        Given the loss function, the first steps are replayed on copies of the network to tell the causes apart.
+        Given the loss function, the first steps are replayed on copies of the network to tell the causes apart. Where
+        `heal` changed the network, the report is on the steps since then.
         """
+        return replace(self._report(), actions=self.actions)
+
+    def _report(self) -> Report:
         if self._start is None or self._optimizer is None or self._loss is None or not self._recorder.first:
             return report_on(self.recording)
         scene = scene_from(self._model, self._optimizer, self._start, self._rates, self._recorder.first, self._loss)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from relume.actions import Action
 from relume.diagnosis import Coverage, Diagnosis, Experiment, diagnose
 from relume.recording import Recording, to_json
 from relume.symptoms import Symptom, find
@@ -44,6 +45,7 @@ class Report(_Result):
     coverage: Coverage
     recording: Recording
     symptoms: tuple[Symptom, ...] = ()
+    actions: tuple[Action, ...] = ()  # of the autopilot, in a run that was watched with `heal`
 
     @classmethod
     def of(cls, recording: Recording, experiments: Mapping[int, tuple[Experiment, ...]] | None = None) -> Report:

@@ -26,6 +26,7 @@ def body(page: Page, static: bool = False) -> str:
     report, trial, healed = page.report, page.trial, page.healed
     parts = [_header(page)]
     if report is not None:
+        parts.append(_section("actions", _list(words.actions(report))))
         if report.recording.sites:
             parts.append(_units(report, static))
         if report.diagnoses:
@@ -47,6 +48,10 @@ def body(page: Page, static: bool = False) -> str:
 
 def _section(key: str, content: str) -> str:
     return f'<section aria-labelledby="{key}"><h2 id="{key}">{t(HEAD[key])}</h2>{content}</section>' if content else ""
+
+
+def _list(sentences: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{t(sentence)}</li>' for sentence in sentences)}</ul>" if sentences else ""
 
 
 # The verdict ----------------------------------------------------------------------------------------------------------

@@ -69,6 +69,10 @@ def _parts(page: Page, width: int, whole_headline: bool) -> Iterator[RenderableT
         yield Text(_clean(more))
     report = page.report
     if report is not None:
+        if report.actions:
+            yield Text()
+            yield Text(words.HEADINGS["actions"], style="bold")
+            yield from map(_item, words.actions(report))
         for diagnosis in report.diagnoses:
             yield Text()
             yield from _diagnosis(report, diagnosis)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from relume.actions import told
 from relume.diagnosis import Diagnosis
 from relume.recording import Recording
 from relume.report.history import SiteHistory, function_name, labels
@@ -113,6 +114,14 @@ STATES_LONG = {
 }
 # Of a unit in the terminal, one sign each.
 STATE_SIGNS = {"a": "o", "s": ".", "p": "~", "x": "x", "e": "!", "-": " "}
+
+
+def actions(report: Report) -> list[str]:
+    """What was done about the network while it was watched, one sentence each."""
+    lines = [sentence_case(told(action)) for action in report.actions]
+    if any(action.adopted is not None for action in report.actions):
+        lines.append("What is said of units and losses here is of the steps after the network was last changed.")
+    return lines
 
 
 # Names ----------------------------------------------------------------------------------------------------------------
@@ -329,6 +338,7 @@ def difference_axis(trial: Trial, points: bool) -> str:
 
 LANGUAGE = "en"
 HEADINGS = {
+    "actions": "What the autopilot did",
     "units": "What happened to the units",
     "why": "Why",
     "course": "Loss and gradients",
