@@ -119,7 +119,9 @@ def _compared(
     run_level = _run_level(recording) if any(s.kind == "not_learning" and not s.site for s in group) else math.inf
     better = [change is not None and _is_lower(r.losses, control.losses, run_level) for change, r in outcomes]
     levels = [_level(r.losses) for _, r in outcomes]
-    least = min((level for level, is_better in zip(levels, better, strict=True) if is_better), default=levels[0])
+    lower = [(level, c) for level, is_better, (c, _) in zip(levels, better, outcomes, strict=True) if is_better]
+    named = [level for level, c in lower if c is not None and c.cause != "unknown"]  # one change, not all at once
+    least = min(named or [level for level, _ in lower], default=levels[0])
     if not any(better) and (rest := tuple(s for s in group if not is_of_the_loss((s,)))):
         group = rest  # no loss falls within a replay: what happens to units and gradients still tells
     for (change, r), is_better, level in zip(outcomes, better, levels, strict=True):

@@ -177,7 +177,8 @@ def find_out_of_reach(recording: Recording) -> Iterator[Symptom]:
         return
     losses = np.asarray(recording.losses, dtype=float)
     came = reach.first - (late_loss(losses) if len(losses) else reach.first)
-    wins = reach.classes and came >= LEARNT * (reach.first - reach.floor)
+    # with nothing left to fall, as behind a softmax over one output, nothing is won
+    wins = reach.classes and lost < 1 - UNLEARNT and came >= LEARNT * (reach.first - reach.floor)
     yield Symptom(
         kind="not_learning",
         site=next((site.name for site in recording.sites if site.output), ""),
