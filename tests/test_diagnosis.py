@@ -18,6 +18,7 @@ from relume.interventions import CHANGES, Scene, replay
 from relume.recording import Recording
 from relume.remedies import REMEDIES, find_remedy
 from relume.report import words
+from relume.snapshots import pair
 from relume.suspicions import Cause, number
 from relume.training import Training
 
@@ -209,3 +210,73 @@ def test_a_checkup_leaves_the_model_bit_identical() -> None:
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(torch.equal(g, p.grad) for g, p in zip(gradients, model.parameters(), strict=True) if p.grad is not None)
     assert torch.equal(state, torch.get_rng_state()) and model.training
+
+
+class Uncopyable(nn.Module):
+    """It holds a generator, as a network that reads from somewhere may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.source = mlp()(), (i for i in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def test_a_network_that_cannot_be_copied_is_diagnosed_all_the_same() -> None:
+    """`diagnose` builds it anew for its replays; a watched loop says that nothing was replayed."""
+    report = report_of(Uncopyable, SGD, 1e-9, 1.0)
+    assert report.diagnoses[0].cause == "learning_rate_too_low" and report.diagnoses[0].experiments
+    model = Uncopyable()
+    optimizer = SGD(model.parameters(), lr=1e-9)
+    with relume.watch(model, optimizer, loss=F.cross_entropy) as watch:
+        for _ in range(10):
+            for x, y in batches():
+                loss = F.cross_entropy(model(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                watch.step(loss)
+    blind = watch.report().coverage.blind
+    assert any(sentence.startswith("nothing was replayed: Uncopyable cannot be copied") for sentence in blind), blind
+
+
+def test_a_change_that_the_loss_refuses_is_left_out() -> None:
+    """Without its last function this output lies beyond 0 to 1, where BCELoss raises; the true cause is found."""
+
+    def shut() -> nn.Module:
+        inner: Any = mlp()()
+        with torch.no_grad():
+            inner[-1].bias.fill_(-20.0)
+        return nn.Sequential(inner, nn.Hardsigmoid())
+
+    labelled = [(x, F.one_hot(y, 4).float()) for x, y in batches()]
+    report = relume.diagnose(
+        Training(
+            model=shut, optimizer=lambda p: SGD(p, lr=0.1), loss=F.binary_cross_entropy, batches=labelled, steps=120
+        )
+    )
+    assert report.diagnoses[0].cause == "bias", str(report)
+    assert not any(e.change == "no function on the output" for e in report.diagnoses[0].experiments)
+
+
+def test_inputs_of_a_table_are_standardised_column_by_column() -> None:
+    """Units that differ a millionfold between features are put right by the replay that scales inputs."""
+    scales = torch.logspace(-3, 3, 16)
+    change = next(c for c in CHANGES if c.cause == "unscaled_inputs")
+    assert change.data is not None
+    scaled_batches = change.data([(x * scales + 5 * scales, y) for x, y in batches()])
+    values = torch.cat([x for x, _ in scaled_batches])
+    assert torch.allclose(values.mean(0), torch.zeros(16), atol=1e-4)
+    assert torch.allclose(values.std(0, correction=0), torch.ones(16), atol=1e-3)
+
+
+def test_a_snapshot_keeps_what_hangs_on_the_optimizer() -> None:
+    """Schedules and clipping that are step hooks go on in the copy."""
+    model = mlp()()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    stepped: list[float] = []
+    optimizer.register_step_pre_hook(lambda o, args, kwargs: stepped.append(o.param_groups[0]["lr"]))
+    _, twin = pair(model, optimizer)
+    twin.step()
+    assert stepped == [0.1]

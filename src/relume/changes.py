@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from relume.activations import ACTIVATIONS
-from relume.errors import RelumeError
 from relume.grafts import graft
 from relume.initialise import init_
 from relume.nested import first_float
@@ -102,16 +101,22 @@ def _sound_scale(copied: Copied) -> None:
 
 
 def _standardise(batches: Sequence[Batch], place: int) -> Sequence[Batch]:
-    firsts = [t for batch in batches if (t := first_float(batch[place])) is not None]
+    """Mean 0 and standard deviation 1: each feature of a table by itself, images and sequences as a whole."""
+    firsts = [t.detach().float() for batch in batches if (t := first_float(batch[place])) is not None]
     if not firsts:
         return batches
-    values = torch.cat([t.detach().float().reshape(-1) for t in firsts])
-    values = values[torch.isfinite(values)]
-    mean, std = (float(values.mean()), max(float(values.std(correction=0)), 1e-12)) if len(values) else (0.0, 1.0)
+    table = all(t.dim() == 2 for t in firsts) and len({t.shape[1] for t in firsts}) == 1
+    values = torch.cat(firsts) if table else torch.cat([t.reshape(-1) for t in firsts])[:, None]
+    known = torch.isfinite(values)
+    count = known.sum(0).clamp(min=1)
+    mean = values.where(known, 0.0).sum(0) / count
+    std = ((values - mean).where(known, 0.0).square().sum(0) / count).sqrt()
+    std = std.where(std > 1e-6 * mean.abs().clamp(min=1e-12), 1.0)  # a constant feature stays one
 
     def scaled(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return ((value - mean) / std).nan_to_num(0.0, 0.0, 0.0) if value.is_floating_point() else value
+            fits = value.is_floating_point() and (not table or value.shape[-1:] == mean.shape)
+            return ((value - mean) / std).nan_to_num(0.0, 0.0, 0.0) if fits else value
         if isinstance(value, (tuple, list)):
             return type(value)(scaled(v) for v in value)
         return {k: scaled(v) for k, v in value.items()} if isinstance(value, dict) else value
@@ -265,15 +270,15 @@ PLAIN_NETWORK = Change(
 def changed(
     change: Change | None, recording: Recording, model: nn.Module, optimizer: Optimizer, batches: Sequence[Batch]
 ) -> tuple[Optimizer, Sequence[Batch]]:
-    """Make a change to a copy and its data; the optimizer and the batches to go on with. Raises `CannotChange`."""
+    """Make a change to a copy and its data; the optimizer and the batches to go on with.
+
+    Raises `CannotChange` where there is nothing to change, and whatever the user's network makes of the change.
+    """
     if change is None:
         return optimizer, batches
     if change.data is not None:
         batches = change.data(batches)
     if change.network is not None:
-        try:
-            copied = Copied(recording=recording, model=model, optimizer=optimizer, input=batches[0][0])
-            optimizer = change.network(copied) or optimizer
-        except RelumeError as error:
-            raise CannotChange from error
+        copied = Copied(recording=recording, model=model, optimizer=optimizer, input=batches[0][0])
+        optimizer = change.network(copied) or optimizer
     return optimizer, batches

@@ -17,10 +17,9 @@ from relume.symptoms import DEAD_OF_SITE, GRADIENT_RATIO, ORDERS, SEVERITIES, Ki
 from relume.timeline import timeline, together
 
 MENDED = 0.5  # a change names the cause when it takes away at least half of the burden
-SPECIFIC = (
-    0.25  # a cause seen in the numbers themselves may mend that much less than a lower learning rate, which helps
-)
-# against everything, and still come first
+# A cause seen in the numbers themselves may mend so much less than a lower learning rate, which helps against
+# everything, and still come first.
+SPECIFIC = 0.25
 RULED_OUT = 0.1  # of the burden: a change that takes away no more speaks against its cause
 UNUSUAL_STEP = 10  # times the usual share of its size that a step moves a layer: an order of magnitude
 
@@ -157,6 +156,11 @@ MEASURES = (
 )
 
 
+def measure_named(words: str) -> Measure:
+    """The measure of an experiment."""
+    return next(m for m in MEASURES if m.words == words)
+
+
 def is_of_the_loss(complaint: Iterable[Symptom]) -> bool:
     """Whether the run does not learn, so that its loss is what a change must mend, whatever its units do."""
     return any(s.kind in _OF_THE_LOSS for s in complaint)
@@ -175,9 +179,8 @@ def burden_of(
     complaint = tuple(complaint)
     born_only = all(s.born for s in complaint if s.kind in ("dead", "saturated"))
     counted = tuple(s for s in symptoms if s.kind not in ("dead", "saturated") or s.born or not born_only)
-    if {s.site for s in complaint if s.kind in ("dead", "saturated")} <= set(
-        outputs
-    ):  # those inside are another matter
+    sites = {s.site for s in complaint if s.kind in ("dead", "saturated")}
+    if sites <= set(outputs):  # those inside are another matter
         counted = tuple(s for s in counted if s.kind not in ("dead", "saturated") or s.site in outputs)
     return burden(recording, counted, tuple(measure_of(complaint).kinds))
 
@@ -210,14 +213,17 @@ def diagnose(
     symptoms: tuple[Symptom, ...],
     experiments: Mapping[int, tuple[Experiment, ...]] | None = None,
 ) -> tuple[Diagnosis, ...]:
-    """One diagnosis per cause, the gravest first; `experiments` holds replays by the complaint's index."""
+    """One diagnosis per cause, the gravest first.
+
+    `experiments` holds replays by the complaint's index, and is None where nothing could be replayed.
+    """
     found: list[Diagnosis] = []
     notes = [s for s in symptoms if s.severity == "note" and s.at_worst is None]
     for index, doubtful in enumerate(complaints(recording, symptoms)):
         tried = (experiments or {}).get(index, ())
         complaint = settled(doubtful, tried)
         if any(s.severity != "note" for s in complaint):
-            found.append(_explain(recording, complaint, tried))
+            found.append(_explain(recording, complaint, tried, replayed=experiments is not None))
         else:
             notes += complaint
     found = _folded(sorted(found, key=lambda d: (SEVERITIES.index(d.severity), d.cause == "unknown")))
@@ -242,7 +248,9 @@ def _folded(ranked: list[Diagnosis]) -> list[Diagnosis]:
     return found
 
 
-def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: tuple[Experiment, ...]) -> Diagnosis:
+def _explain(
+    recording: Recording, complaint: tuple[Symptom, ...], experiments: tuple[Experiment, ...], *, replayed: bool
+) -> Diagnosis:
     found = suspicions(recording, complaint)
     strength: dict[Cause, float] = {s.cause: s.strength for s in found}
     specific = {c: s for c, s in strength.items() if c != "learning_rate_too_high"}
@@ -274,11 +282,14 @@ def _explain(recording: Recording, complaint: tuple[Symptom, ...], experiments: 
     because += [s.because for s in found if s.cause == cause]
     because += _at_death(recording, complaint)
     if control is not None:
-        because += _in_words(control, experiments, cause, measure_of(complaint))
+        because += _in_words(control, experiments, cause, measure_named(control.measure))
+        if measure_named(control.measure).kinds == _OF_THE_LOSS and recording.reach and recording.reach.constant:
+            because.append("These losses are told as multiples of that of the best constant answer, 1.")
         if cause == "unknown":
             because.append("None of the changes tried takes half of it away: the cause is not identified.")
     elif recording.trained and cause != "unknown":
-        because.append("By the numbers alone: nothing was replayed.")
+        shown = "the illness does not show within a replay" if replayed else "nothing was replayed"
+        because.append(f"By the numbers alone: {shown}.")
     if not because:
         because.append("Nothing in the recording stands out as its cause.")
     return Diagnosis(
@@ -348,13 +359,16 @@ def _note(recording: Recording, notes: tuple[Symptom, ...], *, alone: bool) -> D
         because += _at_death(recording, tuple(s for s in dead if s.at_worst is not None))
     saturated = [s for s in notes if s.kind == "saturated"]
     if saturated:
-        because.append(f"{sum(len(s.units) for s in saturated)} units are saturated, fewer than half at each site.")
+        few = ", fewer than half at each site" if all(s.share < DEAD_OF_SITE for s in saturated) else ""
+        because.append(f"{sum(len(s.units) for s in saturated)} units are saturated{few}.")
     centred = [s for s in notes if s.kind == "off_centre"]
     if centred:
         because.append(f"The output of {len(centred)} of {len(recording.sites)} sites is mostly a constant.")
-    stuck = [s for s in notes if s.kind in _OF_THE_LOSS]
-    if any(not s.site for s in stuck):
-        because.append("The loss hardly falls, and no replay with a change brought it lower: it may be at its floor.")
+    stuck = [s for s in notes if s.kind in _OF_THE_LOSS and not s.site]
+    if any(s.at_worst is None for s in stuck):
+        because.append("No replay with a change brought the loss plainly lower: it may be at its floor.")
+    elif stuck:
+        because.append("Whether the loss could be lower, only replays could say, which need the loss function.")
     others = [s for s in notes if s.kind in ("vanishing", "exploding")]
     because += [f"Gradients are uneven over depth ({s.kind}), and the loss falls all the same." for s in others]
     return Diagnosis(

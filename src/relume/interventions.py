@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from relume.changes import BY_THE_BOOK, CHANGES, PLAIN_NETWORK, Batch, CannotChange, Change, changed
+from relume.changes import BY_THE_BOOK, CHANGES, PLAIN_NETWORK, Batch, Change, changed
 from relume.diagnosis import Experiment, burden_of, complaints, is_of_the_loss, measure_of
+from relume.errors import RemedyError
 from relume.nested import call, tensors
 from relume.randomness import isolated_rng, one_thread
 from relume.reach import reach
 from relume.recorder import KEPT_BYTES, Recorder
 from relume.recording import Reach, Recording
 from relume.report import Report
+from relume.snapshots import pair
 from relume.suspicions import Cause, suspicions
 from relume.symptoms import UNLEARNT, Symptom, find, late_loss
 from relume.training import split
@@ -102,7 +103,9 @@ def _once(
     if key not in done:
         try:
             done[key] = _replayed(scene, recording, change, steps)
-        except CannotChange:
+        except Exception:  # the user's network or loss may refuse a change, as BCELoss does outputs beyond 0 to 1
+            if change is None:
+                raise
             done[key] = None
     return done[key]
 
@@ -178,7 +181,7 @@ def _is_lower(losses: np.ndarray[Any, Any], control: np.ndarray[Any, Any], run_l
 
 
 def replay(scene: Scene, recording: Recording, change: Change | None, steps: int) -> Recording:
-    """Train a fresh copy for some steps with one thing changed, and read it. Raises `CannotChange`."""
+    """Train a fresh copy for some steps with one thing changed, and read it."""
     with isolated_rng(), one_thread():
         torch.manual_seed(0)  # what dropout draws is the same in every replay
         model, optimizer = scene.start()
@@ -197,7 +200,8 @@ def replay(scene: Scene, recording: Recording, change: Change | None, steps: int
             if not bool(torch.isfinite(loss)):
                 break
         recorder.disarm()
-        return replace(recorder.recording(), reach=reach_of(model, batches, scene.loss))
+        known = recording.reach if batches is scene.batches else reach_of(model, batches, scene.loss)
+        return replace(recorder.recording(), reach=known)
 
 
 def reach_of(model: nn.Module, batches: Sequence[Batch], loss: Callable[[Any, Any], Tensor]) -> Reach | None:
@@ -228,7 +232,7 @@ def scene_from(
     """A scene from a network in training: its weights and learning rates as they were at the start."""
 
     def start() -> tuple[nn.Module, Optimizer]:
-        fresh, again = copy.deepcopy((model, optimizer))
+        fresh, again = pair(model, optimizer)
         fresh.load_state_dict(dict(weights))
         fresh.train()
         again.state.clear()
@@ -244,9 +248,13 @@ def report_on(recording: Recording, scene_at: SceneAt | None = None) -> Report:
     if scene_at is None:
         return Report.of(recording)
     first = scene_at(0)
-    with isolated_rng(), one_thread():
-        recording = replace(recording, reach=reach_of(first.start()[0], first.batches, first.loss))
-    return Report.of(recording, experiments(scene_at, recording, find(recording)))
+    try:
+        with isolated_rng(), one_thread():
+            recording = replace(recording, reach=reach_of(first.start()[0], first.batches, first.loss))
+        return Report.of(recording, experiments(scene_at, recording, find(recording)))
+    except RemedyError as error:  # the network of a loop of the user's own need not be one that can be copied
+        why = f"nothing was replayed: {str(error).splitlines()[0]}"
+        return Report.of(replace(recording, blind=(*recording.blind, why)))
 
 
 def first_batches(stream: Iterator[Any], count: int) -> list[Batch]:

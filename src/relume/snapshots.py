@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -12,8 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from relume.errors import RemedyError
 from relume.nested import tensors
 from relume.recording import Reading
+from relume.surgery import duplicate
 
 SNAPSHOT_BYTES = 256 * 2**20  # for all of them together, weights and optimizer states
 EVERY = 50  # steps between snapshots: a replay of 100 steps reaches past the next
@@ -33,14 +34,25 @@ class Snapshot:
 
     def again(self) -> tuple[nn.Module, Optimizer]:
         """A fresh copy of both."""
-        return copy.deepcopy((self.model, self.optimizer))
+        return pair(self.model, self.optimizer)
+
+
+def pair(model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
+    """Copies of both, with the optimizer's step hooks, on which schedules and clipping may hang.
+
+    Raises RemedyError where they cannot be copied.
+    """
+    model, copied = duplicate(model, optimizer)
+    assert copied is not None
+    return model, copied
 
 
 class Snapshots:
     """Takes a snapshot now and then, and freezes the last good one when units fall silent or the loss leaps.
 
     `look` is called after every step with the number of steps done and the loss. The oldest snapshots go unless they
-    are frozen; together they stay within `SNAPSHOT_BYTES`, and there are none where a network is too large for four.
+    are frozen; together they stay within `SNAPSHOT_BYTES`. There are none of a network too large for that, or that
+    cannot be copied.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, latest: Callable[[], Reading | None]) -> None:
@@ -48,6 +60,7 @@ class Snapshots:
         self._recent: deque[tuple[int, Snapshot]] = deque(maxlen=LATEST)
         self._frozen: dict[int, Snapshot] = {}
         self._silent: float | None = None
+        self._copies = True
 
     @property
     def taken(self) -> Mapping[int, Snapshot]:
@@ -59,10 +72,11 @@ class Snapshots:
         if self._happened(loss) and self._recent and len(self._frozen) < FROZEN:
             at, snapshot = self._recent[0]
             self._frozen[at] = snapshot
-        if step % EVERY == 0 and math.isfinite(loss) and self._fits():
-            model, optimizer = copy.deepcopy((self._model, self._optimizer))
-            optimizer.zero_grad()
-            self._recent.append((step, Snapshot(model, optimizer, loss)))
+        if self._copies and step % EVERY == 0 and math.isfinite(loss) and self._fits():
+            try:
+                self._recent.append((step, Snapshot(*pair(self._model, self._optimizer), loss)))
+            except RemedyError:  # replays then begin from the first step
+                self._copies = False
 
     def _happened(self, loss: float) -> bool:
         if self._recent and not loss < JUMP * abs(self._recent[-1][1].loss):

@@ -155,7 +155,7 @@ def suspect_rate(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspic
         because=f"Step {step} moved the weights of {layer_name(name.removesuffix('.weight'))} by {number(largest)} of "
         "their own size"
         + (f" at a learning rate of {number(rate)}" if rate is not None else "")
-        + "; about 0.001 is usual.",
+        + "; a thousandth is usual.",
     )
 
 
@@ -272,7 +272,7 @@ def suspect_output(recording: Recording, complaint: tuple[Symptom, ...]) -> Susp
         if site.output and count:
             return Suspicion(
                 cause="output_activation",
-                strength=CERTAIN if count == site.units else 0.9,
+                strength=0.9,  # what shut them may lie before it
                 because=f"The network ends in {site.activation}, and {count} of its {site.units} outputs sit on "
                 "the flat side of it.",
             )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from relume.cli.shared import progress
+from relume.cli.shared import json_option, progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,14 +33,7 @@ if TYPE_CHECKING:
     help="Write the pruned network: torch.load(PATH, weights_only=False) gives the module back. No state_dict, since "
     "its smaller layers no longer fit the code that made them.",
 )
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    is_flag=False,
-    flag_value=Path("-"),
-    help="Write the numbers as JSON; '-' for standard output.",
-)
+@json_option
 def prune(
     subject: str,
     steps: int | None,

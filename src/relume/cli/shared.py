@@ -48,14 +48,17 @@ def outputs(command: F) -> F:
         type=click.Path(dir_okay=False, path_type=Path),
         help="Write the report as one offline page.",
     )(command)
-    return click.option(
-        "--json",
-        "json_path",
-        type=click.Path(dir_okay=False, path_type=Path),
-        is_flag=False,
-        flag_value=Path("-"),
-        help="Write the numbers as JSON; '-' for standard output.",
-    )(command)
+    return json_option(command)
+
+
+json_option = click.option(
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    is_flag=False,
+    flag_value=Path("-"),
+    help="Write the numbers as JSON; '-' for standard output.",
+)
 
 
 # Loading ------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from relume.diagnosis import MEASURES
+from relume.diagnosis import measure_named
 from relume.recording import Reading, Recording
 from relume.report import numerals, words
 from relume.report.headline import ill_share
@@ -202,7 +202,7 @@ def replays(report: Report) -> dict[str, Any] | None:
     if diagnosis is None:
         return None
     measure = diagnosis.experiments[0].measure
-    told = next(m.told for m in MEASURES if m.words == measure)
+    told = measure_named(measure).told
     shares = measure.startswith("share")
     losses = measure == "loss"  # its burden is relative, and the loss itself says more
     rows = [

@@ -185,8 +185,13 @@ def proven(recording: Recording, symptoms: Sequence[Symptom]) -> str:
     ]
     return (
         f"{count(units, 'dead unit')}: {hull:,} proven closed for every input of their layer between those seen "
-        f"(margin {percent(float(np.median(margins)))} of their radius, median), {box:,} for every one in their range"
+        f"(margin {_margin(float(np.median(margins)))} their radius, median), {box:,} for every one in their range"
     )
+
+
+def _margin(share: float) -> str:
+    """Beyond ten radii a number says no more than that."""
+    return f"{percent(share)} of" if share <= 10 else "more than ten times"
 
 
 # Sentences ------------------------------------------------------------------------------------------------------------
