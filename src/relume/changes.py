@@ -221,7 +221,7 @@ CHANGES: tuple[Change, ...] = (
         for factor in (10, 100)
     ),
     Change(
-        words="a learning rate that moves weights by a thousandth of their size a step",
+        words="steps of a thousandth of the weights' size",
         cause="learning_rate_too_low",
         fits=_suspected("learning_rate_too_low"),
         network=_usual_pace,
