@@ -266,7 +266,7 @@ def test_an_interrupt_ends_the_workers(tmp_path: Path):
     )
     assert wait_until(lambda: log.exists() and log.read_text().endswith("\n")), "no worker has started"
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group, workers included
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (3, "interrupted\n", "")
     workers = [int(pid) for pid in log.read_text().split()]
     assert process.pid not in workers

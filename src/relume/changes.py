@@ -89,7 +89,7 @@ def _sound_scale(copied: Copied) -> None:
                 continue
             fan_in = p[0].numel()
             std = float(p.std(correction=0))
-            if name in gains and std > 0:
+            if name in gains and std > 1e-6 * abs(float(p.mean())):
                 p.sub_(p.mean()).mul_(gains[name] / math.sqrt(fan_in) / std)
             elif name in gains:  # all units alike: there is no draw to keep
                 p.normal_(0.0, gains[name] / math.sqrt(fan_in))

@@ -111,6 +111,11 @@ class InitialWeight:
     trainable: bool = True
 
 
+def alike(weight: InitialWeight) -> bool:
+    """Whether all its numbers are the same, as far as float32 tells."""
+    return weight.std <= 1e-6 * abs(weight.mean)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
     """The least loss on some samples that any outputs of the last layer could give."""

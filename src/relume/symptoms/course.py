@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from relume.recording import Reading, Recording, Site
+from relume.recording import Reading, Recording, Site, alike
 from relume.symptoms.evidence import by_progress, falls, late_loss, progress, smoothed, sound, usual_update
 from relume.symptoms.record import (
     CLOSED_SITE,
@@ -217,14 +217,14 @@ def find_alike(recording: Recording) -> Iterator[Symptom]:
     """
     for site in recording.sites:
         weight, bias = recording.initial.get(site.weight), recording.initial.get(site.bias)
-        if recording.resumed or weight is None or site.units < 2 or weight.low != weight.high or not weight.trainable:
+        if recording.resumed or weight is None or site.units < 2 or not weight.trainable:
             continue
-        if bias is not None and bias.low != bias.high:
+        if not alike(weight) or not (bias is None or alike(bias)):
             continue
         learns = by_progress(recording) == "note"
         yield Symptom(
             kind="not_learning", site=site.name, units=tuple(range(site.units)), born=True,
-            evidence={"initial_weight": weight.low}, severity="note" if learns else "warning", at_worst="warning",
+            evidence={"initial_weight": weight.mean}, severity="note" if learns else "warning", at_worst="warning",
         )  # fmt: skip
 
 
