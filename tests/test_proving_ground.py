@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -223,3 +225,20 @@ def test_the_tables_count_what_was_found() -> None:
     assert "lstm 1 1 bias 1 blind spot told in 1 of 1" in lines
     assert "seed 2: slow, mlp, relu, mse: missed" in lines
     assert delay(found[2]) == 9
+
+
+def test_the_guide_says_what_was_measured() -> None:
+    """Each row of the guide's table is a line of the tables that the kept figures give."""
+    root = Path(__file__).parent.parent
+    kept = json.loads((root / "benchmarks/results/illness-report.json").read_text())
+    lines = [" ".join(line.split()) for line in told(kept["cases"], kept["traps"]).splitlines()]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (root / "docs/guide/accuracy.md").read_text().splitlines()
+        if line.startswith("| ") and " of " in line
+    ]
+    assert len(rows) == 5
+    for words, runs, share, interval in rows:
+        said = f"{runs} {share.replace(' %', '%')} ({interval.replace(' %', '%')})"
+        assert any(line.startswith(words) and line.endswith(said) for line in lines), said
+    assert kept["command"].endswith("--half report")
