@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -13,13 +14,13 @@ from torch import Tensor, nn
 
 import relume
 import relume.nn
-from relume.diagnosis import REMEDIES_FOR
+from relume.diagnosis import REMEDIES_FOR, Experiment, likeliest_cause
 from relume.interventions import CHANGES, Scene, replay
 from relume.recording import Recording
 from relume.remedies import REMEDIES, find_remedy
 from relume.report import words
 from relume.snapshots import pair
-from relume.suspicions import Cause, number
+from relume.suspicions import Cause, Suspicion, number
 from relume.training import Training
 
 
@@ -155,7 +156,7 @@ def test_targets_are_found_in_any_spelling_of_the_loss(loss: Any) -> None:
 
 def test_a_replay_is_the_same_each_time_and_each_change_changes_something() -> None:
     """Replays are deterministic, and no change in the table is without effect."""
-    x = [(a * 50 + 3, b.float() * 100) for a, b in batches()]
+    x = [((a * 50 + 3) * (1e4 if i == 7 else 1), b.float() * 100) for i, (a, b) in enumerate(batches())]
 
     def network() -> nn.Module:
         return nn.Sequential(mlp(nn.Tanh, edit=scaled(0.7))(), nn.Hardtanh(-0.1, 0.1))
@@ -172,6 +173,66 @@ def test_a_replay_is_the_same_each_time_and_each_change_changes_something() -> N
     assert control == replay(scene, recording, None, 30).losses
     for change in CHANGES:
         assert replay(scene, recording, change, 30).losses != control or change.cause == "bias", change.words
+
+
+def test_a_change_of_several_things_is_put_down_to_the_one_that_the_numbers_name() -> None:
+    """A textbook start that mends clears no plain suspicion; one that a single change mends comes first."""
+    told = partial(Experiment, steps=9, measure="loss")
+    as_it_was = told(change="as it was", cause=None, burden=1.0)
+    alone = told(change="biases at zero", cause="bias", burden=0.99)
+    book = told(change="a textbook start", cause="unknown", burden=0.0, better=True, covers=("bias", "initial_scale"))
+    slower = told(change="a tenth of the rate", cause="learning_rate_too_high", burden=0.0, better=True)
+    bias = Suspicion(cause="bias", strength=0.8, because="")
+    rate = Suspicion(cause="learning_rate_too_high", strength=0.3, because="")
+    assert likeliest_cause([bias], (as_it_was, alone, book)) == "bias"
+    assert likeliest_cause([bias, rate], (as_it_was, alone, book, slower)) == "learning_rate_too_high"
+    assert likeliest_cause([bias], (as_it_was, alone, book, slower)) == "bias"  # nobody suspected the rate
+    assert likeliest_cause([], (as_it_was, alone, book)) == "unknown"
+    faint = Suspicion(cause="bias", strength=0.2, because="")
+    assert likeliest_cause([faint], (as_it_was, alone, book)) == "unknown"
+    function = Suspicion(cause="saturating_activation", strength=0.6, because="")
+    scale = Suspicion(cause="initial_scale", strength=0.9, because="")
+    relu = told(change="ReLU", cause="saturating_activation", burden=0.0, better=True, covers=("initial_scale",))
+    assert likeliest_cause([scale, function], (as_it_was, relu)) == "initial_scale"
+    assert likeliest_cause([function], (as_it_was, relu)) == "saturating_activation"
+
+
+def test_one_batch_out_of_all_proportion_is_named_not_the_learning_rate() -> None:
+    """A batch whose inputs are a hundred thousand times the others' ruins a run that is well without it."""
+    data = batches()
+    data[9] = (data[9][0] * 1e5, data[9][1])
+    training = Training(
+        model=mlp(), optimizer=lambda p: torch.optim.SGD(p, lr=0.05), loss=F.cross_entropy, batches=data, steps=150
+    )
+    first = relume.diagnose(training).diagnoses[0]
+    assert first.cause == "unscaled_inputs" and "left out" in " ".join(first.because), first
+
+
+def test_a_rate_that_grows_in_mid_run_is_named_from_before_it_did_harm() -> None:
+    """The illness began long after the start: replays begin where the loss was still low."""
+
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        made = torch.optim.SGD(parameters, lr=0.1)
+        made.register_step_post_hook(Ramp())
+        return made
+
+    training = Training(model=mlp(), optimizer=optimizer, loss=F.cross_entropy, batches=batches(), steps=500)
+    report = relume.diagnose(training)
+    first = report.diagnoses[0]
+    assert first.cause == "learning_rate_too_high" and first.experiments, str(report)
+    assert first.since > 100
+
+
+class Ramp:
+    """A schedule that lets the rate grow without bound from step 200 on."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self.steps += 1
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * max(1.0, 1.05 ** (self.steps - 200))
 
 
 def test_every_cause_has_its_remedies_and_its_words() -> None:

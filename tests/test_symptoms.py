@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import relume
 from relume.diagnosis import Experiment, settled
 from relume.recording import Reach, Recording
-from relume.symptoms import DETECTORS, Symptom, burden, find, find_alike, find_out_of_reach
+from relume.symptoms import DETECTORS, Symptom, burden, find, find_alike, find_not_learning, find_out_of_reach
 from relume.training import Training
 
 
@@ -189,6 +189,32 @@ def test_a_loss_at_a_plateau_then_falling_is_learning() -> None:
     """Most of a run without progress is no finding when the loss falls in the end."""
     losses = np.concatenate([np.full(150, 2.3), np.linspace(2.3, 0.5, 50)]) + 0.01 * np.sin(np.arange(200))
     assert find(with_losses(losses)) == ()
+
+
+def test_a_loss_that_fell_and_rose_again_is_ill_since_it_rose() -> None:
+    """What was learnt and lost is dated to where it was lost, and is no illness of the start."""
+    fell, rest, rose = np.geomspace(2.3, 0.05, 300), np.full(200, 0.05), np.geomspace(0.05, 2.3, 100)
+    [lost] = find_not_learning(with_losses([*fell, *rest, *rose, *np.full(400, 2.3)]))
+    assert not lost.born and 500 <= lost.since <= 560
+    [stuck] = find_not_learning(with_losses(np.full(1000, 2.3) + 0.01 * np.sin(np.arange(1000))))
+    assert stuck.born and stuck.since == 0
+    reach = Reach(layer="", first=60.0, floor=0.0, free=0.0, constant=1.0)
+    from_above = replace(with_losses([*np.geomspace(60, 1.2, 300), *np.full(700, 1.25)]), reach=reach)
+    [never] = find_not_learning(from_above)  # it had not learnt: the output layer came to the best constant answer
+    assert never.born and never.evidence["progress"] < 0
+
+
+def test_layers_behind_weights_at_zero_are_not_cut_off() -> None:
+    """Where all weights are zero no gradient gets back: that is their scale, not a detach()."""
+
+    def zeros(model: Any) -> None:
+        for layer in model:
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    report = run(mlp(nn.Tanh, edit=zeros), 0.05)
+    assert report.diagnoses[0].cause == "initial_scale", str(report)
 
 
 def test_off_centre_is_a_note_and_tanh_is_centred() -> None:

@@ -174,11 +174,16 @@ def keep_schedule(optimizer: Optimizer, before: list[dict[str, Any]]) -> None:
         group.update({key: old[key] for key in ("lr", "initial_lr") if key in old})
     if all(factor == 1.0 for factor in factors):
         return
-    hooks = vars(optimizer)[_STEP_HOOKS[0]].values()
-    known = next((h.__self__ for h in hooks if isinstance(getattr(h, "__self__", None), ScaledRates)), None)
+    scale_rates(optimizer, factors)
+
+
+def scale_rates(optimizer: Optimizer, factors: list[float]) -> None:
+    """Let each group step at so many times its learning rate, whatever sets that, hooks of the user's own included."""
+    before, after = (vars(optimizer)[name] for name in _STEP_HOOKS)
+    known = next((h.__self__ for h in before.values() if isinstance(getattr(h, "__self__", None), ScaledRates)), None)
     if known is not None:
         known.factors = [old * new for old, new in zip(known.factors, factors, strict=True)]
         return
     scale = ScaledRates(factors)
     optimizer.register_step_pre_hook(scale.before)
-    optimizer.register_step_post_hook(scale.after)
+    after.move_to_end(optimizer.register_step_post_hook(scale.after).id, last=False)  # before one that sets the next

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from relume.activations import ACTIVATIONS
+from relume.adoption import scale_rates
 from relume.grafts import graft
 from relume.initialise import init_
 from relume.nested import first_float
@@ -23,6 +24,7 @@ from relume.symptoms import usual_update
 from relume.wiring import follow
 
 USUAL_UPDATE = 1e-3  # of a weight's size per step: the rule of thumb for a sound learning rate
+OUT_OF_PROPORTION = 100  # times the root mean square of the median batch: single samples may differ tenfold
 ADAM_RATE = 1e-3  # Kingma & Ba 2015, section 2: their default, and torch's
 
 Batch = tuple[Any, Any]
@@ -51,6 +53,7 @@ class Change:
     fits: Callable[[Recording, Mapping[Cause, float]], bool]  # whether it is worth a replay; given the suspicions
     network: Callable[[Copied], Optimizer | None] | None = None  # an optimizer that it gives back takes over
     data: Callable[[Sequence[Batch]], Sequence[Batch]] | None = None
+    covers: tuple[Cause, ...] = ()  # other causes that it takes away too, so that it cannot tell them apart
 
 
 # the optimizer ------------------------------------------------------------------------------------------------------
@@ -58,8 +61,7 @@ class Change:
 
 def _times(factor: float) -> Callable[[Copied], None]:
     def change(copied: Copied) -> None:
-        for group in copied.optimizer.param_groups:
-            group["lr"] = group["lr"] * factor
+        scale_rates(copied.optimizer, [factor] * len(copied.optimizer.param_groups))
 
     return change
 
@@ -122,6 +124,17 @@ def _standardise(batches: Sequence[Batch], place: int) -> Sequence[Batch]:
         return {k: scaled(v) for k, v in value.items()} if isinstance(value, dict) else value
 
     return [tuple(scaled(part) if i == place else part for i, part in enumerate(batch)) for batch in batches]  # type: ignore[misc]
+
+
+def _without_outliers(batches: Sequence[Batch]) -> Sequence[Batch]:
+    """The batches but for those whose inputs are out of all proportion to the others'."""
+    firsts = [first_float(batch[0]) for batch in batches]
+    sizes = [float(t.detach().float().square().mean().sqrt()) if t is not None else 0.0 for t in firsts]
+    usual = sorted(sizes)[len(sizes) // 2]
+    kept = [batch for batch, size in zip(batches, sizes, strict=True) if size <= OUT_OF_PROPORTION * usual]
+    if not usual > 0 or len(kept) in (0, len(batches)):
+        raise CannotChange
+    return kept
 
 
 # the functions ------------------------------------------------------------------------------------------------------
@@ -188,6 +201,12 @@ CHANGES: tuple[Change, ...] = (
         fits=_suspected("unscaled_inputs"),
         data=lambda batches: _standardise(batches, 0),
     ),
+    Change(
+        words=f"the batches left out whose inputs are over {OUT_OF_PROPORTION} times the usual",
+        cause="unscaled_inputs",
+        fits=lambda recording, strength: True,  # made only where there are such
+        data=_without_outliers,
+    ),
     Change(words="biases at zero", cause="bias", fits=_suspected("bias"), network=_zero_biases),
     Change(
         words="initial weights at the scale that keeps signals",
@@ -202,7 +221,13 @@ CHANGES: tuple[Change, ...] = (
         data=lambda batches: _standardise(batches, 1),
     ),
     *(
-        Change(words="ReLU at He's scale as the activation", cause=cause, fits=_suspected(cause), network=_relu_instead)
+        Change(
+            words="ReLU at He's scale as the activation",
+            cause=cause,
+            fits=_suspected(cause),
+            network=_relu_instead,
+            covers=("initial_scale",),
+        )
         for cause in ("saturating_activation", "unbounded_activation")
     ),
     Change(
@@ -235,6 +260,7 @@ BY_THE_BOOK = Change(
     fits=lambda recording, strength: True,
     network=_by_the_book,
     data=lambda batches: _standardise(batches, 0),
+    covers=("initial_scale", "bias", "unscaled_inputs"),
 )
 
 
@@ -264,6 +290,7 @@ PLAIN_NETWORK = Change(
     fits=lambda recording, strength: True,
     network=_plain_network,
     data=lambda batches: _standardise(batches, 0),
+    covers=("initial_scale", "bias", "unscaled_inputs", "narrow_and_deep"),
 )
 
 

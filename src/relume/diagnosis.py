@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from relume.activations import ACTIVATIONS
 from relume.recording import Recording, layer_name
-from relume.suspicions import CERTAIN, PLAIN, Cause, number, suspicions
+from relume.suspicions import CERTAIN, PLAIN, Cause, Suspicion, number, suspicions
 from relume.symptoms import DEAD_OF_SITE, GRADIENT_RATIO, ORDERS, SEVERITIES, Kind, Severity, Symptom, burden, gravest
 from relume.timeline import timeline, together
 
@@ -35,6 +35,7 @@ class Experiment:
     measure: str  # what the burden measures, in words: "share of units dead"
     loss: float | None = None  # at the end, over that of the best constant answer where this is known
     better: bool = False  # its loss ended plainly below that of the unchanged replay, and of the run
+    covers: tuple[Cause, ...] = ()  # other causes that this change would take away too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +102,8 @@ def complaints(recording: Recording, symptoms: Iterable[Symptom]) -> list[tuple[
     """Serious symptoms that want one explanation each: what was there from the start, and what came later.
 
     Symptoms of the whole run (a loss that does not fall, gradients that vanish) follow from the units where there are
-    such, and go with them, as do outputs that died with those that were born so. Those that are notes, and that no
-    replay could make more of, come last, on their own.
+    such, and go with them, as do outputs that died with those that were born so. A loss that had fallen and rose again
+    goes with what died later. Those that are notes, and that no replay could make more of, come last, on their own.
     """
     serious = [s for s in symptoms if s.severity != "note" or s.at_worst is not None]
     of_units = [s for s in serious if s.kind in ("dead", "saturated")]
@@ -111,8 +112,10 @@ def complaints(recording: Recording, symptoms: Iterable[Symptom]) -> list[tuple[
     born = [s for s in of_units if s.born or (s.site in outputs and s.site in at_birth)]
     later = [s for s in of_units if s not in born]
     rest = [s for s in serious if s not in of_units]
+    relapses = [s for s in rest if s.kind == "not_learning" and not s.born]
     groups = [g for g in (born, later) if g] or [[]]
-    groups[0] = groups[0] + rest
+    groups[0] = groups[0] + [s for s in rest if s not in relapses]
+    groups[-1] = groups[-1] + relapses
     return [tuple(g) for g in groups if g]
 
 
@@ -185,16 +188,19 @@ def burden_of(
     return burden(recording, counted, tuple(measure_of(complaint).kinds))
 
 
-def settled(complaint: tuple[Symptom, ...], experiments: tuple[Experiment, ...]) -> tuple[Symptom, ...]:
+def settled(
+    complaint: tuple[Symptom, ...], experiments: tuple[Experiment, ...], plain: Collection[Cause] = ()
+) -> tuple[Symptom, ...]:
     """The complaint with its doubts resolved: what is doubtful counts if a change that takes it away learns more.
 
     What no change lowers is at its floor, as far as anyone can tell; units that nobody misses are no illness. For half
-    a layer that was born dead it is enough that a change keeps it alive.
+    a layer that was born dead it is enough that a change keeps it alive, and where the numbers name a cause plainly,
+    that the network learns more without it.
     """
     if not experiments:
         return complaint
     mending = [e for e in experiments[1:] if e.burden <= (1 - MENDED) * experiments[0].burden]
-    missed = any(e.better for e in mending)
+    missed = any(e.better for e in mending) or any(e.better and e.cause in plain for e in experiments)
 
     def settle(s: Symptom) -> Symptom:
         if s.at_worst is None:
@@ -221,7 +227,8 @@ def diagnose(
     notes = [s for s in symptoms if s.severity == "note" and s.at_worst is None]
     for index, doubtful in enumerate(complaints(recording, symptoms)):
         tried = (experiments or {}).get(index, ())
-        complaint = settled(doubtful, tried)
+        plain: set[Cause] = {s.cause for s in suspicions(recording, doubtful) if s.strength >= PLAIN}
+        complaint = settled(doubtful, tried, plain)
         if any(s.severity != "note" for s in complaint):
             found.append(_explain(recording, complaint, tried, replayed=experiments is not None))
         else:
@@ -252,34 +259,9 @@ def _explain(
     recording: Recording, complaint: tuple[Symptom, ...], experiments: tuple[Experiment, ...], *, replayed: bool
 ) -> Diagnosis:
     found = suspicions(recording, complaint)
-    strength: dict[Cause, float] = {s.cause: s.strength for s in found}
-    specific = {c: s for c, s in strength.items() if c != "learning_rate_too_high"}
     control = next((e for e in experiments if e.cause is None), None)
-    mended: dict[Cause, float] = {}
-    for e in experiments:
-        if e.cause is not None and control is not None and control.burden > 0:
-            mended[e.cause] = max(mended.get(e.cause, -math.inf), 1 - e.burden / control.burden)
-    proven: list[Cause] = [c for c, share in mended.items() if share >= MENDED and c != "unknown"]
-    if "initial_scale" in proven and "saturating_activation" in proven:
-        proven.remove("saturating_activation")  # its replay has sound weights too, and these alone do
-    untested: list[Cause] = [s.cause for s in found if s.cause not in mended and s.strength >= PLAIN]
-    because: list[str] = []
-    cause: Cause = "unknown"
-
-    def merit(c: Cause) -> float:
-        return mended[c] + SPECIFIC * specific.get(c, 0.0)
-
-    if proven:
-        cause = max(proven, key=merit)
-        rivals: list[Cause] = [c for c in untested if strength[c] >= CERTAIN or strength[c] > SPECIFIC + mended[cause]]
-        cause = rivals[0] if rivals else cause
-    elif untested:
-        cause = untested[0]  # the strongest: suspicions come sorted
-    elif left := [s for s in found if mended.get(s.cause, 1.0) > RULED_OUT]:  # by the replays
-        likeliest = max(left, key=lambda s: s.strength + mended.get(s.cause, 0.0))
-        if not experiments or likeliest.strength >= PLAIN:
-            cause = likeliest.cause  # plain in the numbers, though no replay took it away
-    because += [s.because for s in found if s.cause == cause]
+    cause = likeliest_cause(found, experiments)
+    because = [s.because for s in found if s.cause == cause]
     because += _at_death(recording, complaint)
     if control is not None:
         because += _in_words(control, experiments, cause, measure_named(control.measure))
@@ -301,6 +283,46 @@ def _explain(
         remedies=_remedies(recording, cause),
         experiments=experiments,
     )
+
+
+def likeliest_cause(found: list[Suspicion], experiments: tuple[Experiment, ...]) -> Cause:
+    """The cause that replays and suspicions, the strongest first, speak for together.
+
+    A change that takes away several causes at once cannot tell them apart: what it mends is put down to the one that
+    the numbers speak for the most, and clears none of them of what another change could not mend.
+    """
+    strength: dict[Cause, float] = {s.cause: s.strength for s in found}
+    mended: dict[Cause, float] = {}
+    together: dict[Cause, float] = {}  # by changes that take away more than this
+    control = next((e for e in experiments if e.cause is None), None)
+    for e in experiments:
+        if e.cause is None or control is None or control.burden <= 0:
+            continue
+        share = 1 - e.burden / control.burden
+        facts: list[Cause] = [c for c in e.covers if strength.get(c, 0.0) >= max(PLAIN, strength.get(e.cause, 0.0))]
+        if share >= MENDED and facts:
+            fact = max(facts, key=lambda c: strength[c])
+            together[fact] = max(together.get(fact, 0.0), share)
+        else:
+            mended[e.cause] = max(mended.get(e.cause, -math.inf), share)
+    proven: list[Cause] = [c for c, share in mended.items() if share >= MENDED and c != "unknown"]
+    if "initial_scale" in proven and "saturating_activation" in proven:
+        proven.remove("saturating_activation")  # its replay has sound weights too, and these alone do
+    if not any(strength.get(c, 0.0) > 0 for c in proven) and together:
+        return max(together, key=lambda c: strength[c])
+    untested: list[Cause] = [s.cause for s in found if s.cause not in mended and s.strength >= PLAIN]
+    specific = {c: s for c, s in strength.items() if c != "learning_rate_too_high"}
+    if proven:
+        cause = max(proven, key=lambda c: mended[c] + SPECIFIC * specific.get(c, 0.0))
+        rivals: list[Cause] = [c for c in untested if strength[c] >= CERTAIN or strength[c] > SPECIFIC + mended[cause]]
+        return rivals[0] if rivals else cause
+    if untested:
+        return untested[0]  # the strongest: suspicions come sorted
+    if left := [s for s in found if mended.get(s.cause, 1.0) > RULED_OUT]:  # by the replays
+        likeliest = max(left, key=lambda s: s.strength + mended.get(s.cause, 0.0))
+        if not experiments or likeliest.strength >= PLAIN:
+            return likeliest.cause  # plain in the numbers, though no replay took it away
+    return "unknown"
 
 
 def _at_death(recording: Recording, complaint: tuple[Symptom, ...]) -> list[str]:
@@ -332,6 +354,8 @@ def _remedies(recording: Recording, cause: Cause) -> tuple[str, ...]:
 
 def _in_words(control: Experiment, experiments: Iterable[Experiment], cause: Cause, measure: Measure) -> list[str]:
     told = sorted((e for e in experiments if e.cause == cause), key=lambda e: e.burden)
+    if not told or told[0].burden > (1 - MENDED) * control.burden:  # what mends takes away this and more
+        told = sorted((e for e in experiments if cause in (e.cause, *e.covers)), key=lambda e: e.burden)
     others = [e for e in experiments if e.cause is not None and e not in told[:1]]
     sentences = [
         f"Replayed for {e.steps} steps with {e.change}: {measure.words} {measure.told(e)}, "

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from relume.changes import BY_THE_BOOK, CHANGES, PLAIN_NETWORK, Batch, Change, changed
-from relume.diagnosis import Experiment, burden_of, complaints, is_of_the_loss, measure_of
+from relume.changes import BY_THE_BOOK, CHANGES, PLAIN_NETWORK, USUAL_UPDATE, Batch, Change, changed
+from relume.diagnosis import MENDED, Experiment, burden_of, complaints, is_of_the_loss, measure_of
 from relume.errors import RemedyError
 from relume.nested import call, tensors
 from relume.randomness import isolated_rng, one_thread
@@ -25,7 +25,7 @@ from relume.recording import Reach, Recording
 from relume.report import Report
 from relume.snapshots import pair
 from relume.suspicions import Cause, suspicions
-from relume.symptoms import UNLEARNT, Symptom, find, late_loss
+from relume.symptoms import UNLEARNT, Symptom, find, late_loss, usual_update
 from relume.training import split
 
 REPLAY_STEPS = 100  # enough for units killed by a high learning rate to show; 80-140 ms on a small network
@@ -33,6 +33,7 @@ LONGEST_REPLAY = 300
 LONGEST_OF_SINGLES = 1000  # where batches are so small that `REPLAY_SAMPLES` take more steps
 REPLAY_SAMPLES = 10_000
 READINGS = 20  # per replay
+EARLIER = 2  # scenes before the nearest that are gone back to, where no change mends anything from there
 RATES: tuple[Cause, ...] = ("learning_rate_too_high", "learning_rate_too_low")  # tried where nothing else helps
 SURE = 2.0  # standard errors by which a loss must be lower
 
@@ -66,29 +67,61 @@ def experiments(
     """
     done: dict[tuple[int, str, int], _Replayed | None] = {}
     found: dict[int, tuple[Experiment, ...]] = {}
-    outputs = {site.name for site in recording.sites if site.output}
     for index, group in enumerate(complaints(recording, symptoms)):
         since = 0 if any(s.born for s in group) else min(s.since for s in group)
         scene = scene_at(since)
-        if not scene.batches:
-            continue
-        steps = _steps(recording, scene, group)
-        strength: dict[Cause, float] = {s.cause: s.strength for s in suspicions(recording, group)}
-        of_the_loss = is_of_the_loss(group)
-        run = partial(_once, done, scene, recording, steps)
-        control = run(None)
-        if control is None or (not of_the_loss and burden_of(group, control.recording, control.symptoms, outputs) <= 0):
-            continue  # the illness does not show within a replay, so no change can be seen to mend it
-        tried = [c for c in CHANGES if c.fits(recording, strength)] + ([BY_THE_BOOK] if of_the_loss else [])
-        outcomes = [(None, control), *((c, r) for c in tried if (r := run(c)) is not None)]
-        found[index] = tuple(_compared(recording, group, outcomes, steps))
-        if of_the_loss and {e.cause for e in found[index] if e.better} <= {"unknown"}:  # nothing yet names a cause
-            rest = [c for c in CHANGES if c.cause in RATES and c not in tried]
-            outcomes += [(c, r) for c in rest if (r := run(c)) is not None]
-            found[index] = tuple(_compared(recording, group, outcomes, steps))
-        if of_the_loss and not any(e.better for e in found[index]) and (r := run(PLAIN_NETWORK)) is not None:
-            found[index] = tuple(_compared(recording, group, [*outcomes, (PLAIN_NETWORK, r)], steps))
+        tried = _tried(done, scene, recording, group)
+        for _ in range(EARLIER):
+            named = [e for e in tried[1:] if e.cause != "unknown"]
+            if scene.step == 0 or not tried or any(e.burden <= (1 - MENDED) * tried[0].burden for e in named):
+                break
+            scene = scene_at(scene.step - 1)  # what went wrong may have done so before that one
+            tried = _tried(done, scene, recording, group)
+        if tried:
+            found[index] = tried
     return found
+
+
+def _tried(
+    done: dict[tuple[int, str, int], _Replayed | None],
+    scene: Scene,
+    recording: Recording,
+    group: tuple[Symptom, ...],
+) -> tuple[Experiment, ...]:
+    """The replays from one scene; none where the illness does not show in them, so that none can be seen to mend it."""
+    if not scene.batches:
+        return ()
+    steps = _steps(recording, scene, group)
+    strength: dict[Cause, float] = {s.cause: s.strength for s in suspicions(recording, group)}
+    of_the_loss = is_of_the_loss(group)
+    run = partial(_once, done, scene, recording, steps)
+    control = run(None)
+    if control is None or not _shows(recording, group, control):
+        return ()
+    tried = [c for c in CHANGES if c.fits(recording, strength)] + ([BY_THE_BOOK] if of_the_loss else [])
+    outcomes = [(None, control), *((c, r) for c in tried if (r := run(c)) is not None)]
+    found = tuple(_compared(recording, group, outcomes, steps))
+    if of_the_loss and {e.cause for e in found if e.better} <= {"unknown"}:  # nothing yet names a cause
+        outcomes += [(c, r) for c in _rates(recording) if c not in tried and (r := run(c)) is not None]
+        found = tuple(_compared(recording, group, outcomes, steps))
+    if of_the_loss and not any(e.better for e in found) and (r := run(PLAIN_NETWORK)) is not None:
+        found = tuple(_compared(recording, group, [*outcomes, (PLAIN_NETWORK, r)], steps))
+    return found
+
+
+def _shows(recording: Recording, group: tuple[Symptom, ...], control: _Replayed) -> bool:
+    """Whether the unchanged replay is as ill as the run: its loss no lower, or its units and gradients burdened."""
+    if is_of_the_loss(group):
+        lost = [s.evidence["first_loss"] / _scale(recording) for s in group if s.kind == "not_learning" and not s.born]
+        return _level(control.losses) >= (1 - UNLEARNT) * min(_run_level(recording), *lost) if lost else True
+    outputs = {site.name for site in recording.sites if site.output}
+    return burden_of(group, control.recording, control.symptoms, outputs) > 0
+
+
+def _rates(recording: Recording) -> list[Change]:
+    """Other learning rates; higher ones only where steps are smaller than is usual."""
+    usual = usual_update(recording) >= USUAL_UPDATE
+    return [c for c in CHANGES if c.cause in RATES and not (usual and c.cause == "learning_rate_too_low")]
 
 
 def _once(
@@ -139,6 +172,7 @@ def _compared(
             steps=steps,
             burden=burden,
             measure=measure_of(group).words,
+            covers=change.covers if change else (),
             loss=level if math.isfinite(level) else None,
             better=is_better,
         )
@@ -146,16 +180,17 @@ def _compared(
 
 def _replayed(scene: Scene, recording: Recording, change: Change | None, steps: int) -> _Replayed:
     again = replay(scene, recording, change, steps)
-    losses = np.asarray(again.losses, dtype=float)
-    if again.reach is not None and again.reach.constant:
-        losses = losses / again.reach.constant
-    return _Replayed(again, find(again), losses)
+    return _Replayed(again, find(again), np.asarray(again.losses, dtype=float) / _scale(again))
+
+
+def _scale(recording: Recording) -> float:
+    """The loss of the best constant answer, which makes losses on other data comparable; 1 where it is not known."""
+    return (recording.reach.constant if recording.reach is not None else None) or 1.0
 
 
 def _run_level(recording: Recording) -> float:
     """Where the run itself ended, in the terms of a replay's losses."""
-    constant = recording.reach.constant if recording.reach is not None else None
-    return late_loss(np.asarray(recording.losses, dtype=float)) / (constant or 1.0)
+    return late_loss(np.asarray(recording.losses, dtype=float)) / _scale(recording)
 
 
 def _tail(losses: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

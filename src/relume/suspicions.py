@@ -94,8 +94,10 @@ def suspect_scale(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspi
     worst, site = max(ratios, key=lambda pair: abs(math.log(pair[0])))
     ratio = middle if _off(middle, 1.0, tolerated=2.0, low=0.25) > 0 else worst
     strength = _off(ratio, 1.0, tolerated=2.0, low=0.25)
-    if strength <= 0 and _off(middle ** len(ratios), 1.0, tolerated=GRADIENT_RATIO) > 0:
-        strength = FAINT  # what one layer bears multiplies up over many: worth a replay
+    over_all = _off(middle ** len(ratios), 1.0, tolerated=GRADIENT_RATIO)
+    if strength <= 0 and over_all > 0:  # what one layer bears multiplies up over many
+        shows = any(s.born and s.kind in ("vanishing", "exploding") for s in complaint)
+        strength = over_all if shows else FAINT
     if strength <= 0:
         return None
     where = "The weights" if ratio == middle else f"The weights of {layer_name(site.layer)}"

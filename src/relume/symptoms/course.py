@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from relume.recording import Reading, Recording, Site, alike
-from relume.symptoms.evidence import by_progress, falls, late_loss, progress, smoothed, sound, usual_update
+from relume.symptoms.evidence import by_progress, falls, late_loss, progress, relapse, smoothed, sound, usual_update
 from relume.symptoms.record import (
     CLOSED_SITE,
     FEWEST_LOSSES,
@@ -131,8 +131,8 @@ def _non_finite(site: str, step: int, evidence: dict[str, float]) -> Symptom:
 def find_not_learning(recording: Recording) -> Iterator[Symptom]:
     """A loss that ends where it began, or no better than the best constant answer (`Reach.constant`).
 
-    One that creeps down may be slow or may be near its floor: replays have to say which, unless the weights hardly
-    moved in the whole run.
+    One that had plainly fallen and rose again is ill since it rose. One that creeps down may be slow or may be near its
+    floor: replays have to say which, unless the weights hardly moved in the whole run.
     """
     fallen = progress(recording)
     losses = np.asarray(recording.losses, dtype=float)
@@ -147,11 +147,12 @@ def find_not_learning(recording: Recording) -> Iterator[Symptom]:
     if late <= 0 or (fallen >= UNLEARNT and beaten):
         return
     creeps = falls(course[len(course) // 10 :])
+    back = relapse(recording) if fallen < UNLEARNT else None
     # A network that was trained before may have arrived, and then has nowhere to go.
     stands = not recording.resumed and 0 < usual_update(recording) * recording.steps < STILL
     worst: Severity = "critical" if fallen <= 0.02 else "warning"
     yield Symptom(
-        kind="not_learning", site="", since=0, born=True,
+        kind="not_learning", site="", since=back or 0, born=back is None,
         evidence={
             "progress": fallen,
             "first_loss": float(losses[:3].mean()),
@@ -189,7 +190,10 @@ def find_out_of_reach(recording: Recording) -> Iterator[Symptom]:
 
 
 def find_cut_off(recording: Recording) -> Iterator[Symptom]:
-    """Layers that run, could be trained, and never get a gradient, though no closed or saturated layer blocks it."""
+    """Layers that run, could be trained, and never get a gradient, though nothing blocks it.
+
+    What blocks it is a closed or saturated layer, or weights that start at zero.
+    """
     readings = [r for r in sound(recording) if any(w.gradient is not None for w in r.weights.values())]
     if len(readings) < FEWEST_READINGS:
         return
@@ -201,7 +205,9 @@ def find_cut_off(recording: Recording) -> Iterator[Symptom]:
     if not sites:
         return
     blocked = [s for s in (*find_dead(recording), *find_saturated(recording)) if s.share >= CLOSED_SITE]
-    if blocked or any(find_vanishing(recording)):
+    matrices = {name for name, start in recording.initial.items() if start.fan_in > 1}
+    zeros = [name for name, w in readings[-1].weights.items() if name in matrices and w.norm == 0]
+    if blocked or zeros or any(find_vanishing(recording)):
         return
     for site in sites:
         yield Symptom(

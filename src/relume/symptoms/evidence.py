@@ -74,16 +74,22 @@ def from_birth(recording: Recording, steps: NDArray[np.int64]) -> bool:
 def progress(recording: Recording) -> float | None:
     """Share of its first value that the loss has lost, from medians over the first and the last tenth of the run.
 
+    A first loss worse than that of the best constant answer is won back by the output layer alone, and counts as that.
     None where the run is too short to say; negative where the loss has grown.
     """
     losses = np.asarray(recording.losses, dtype=float)
     losses = losses[np.isfinite(losses)]
     if len(losses) < FEWEST_LOSSES or not recording.trained:
         return None
+    first = _first_loss(recording, losses)
+    return (first - late_loss(losses)) / abs(first) if first else 0.0
+
+
+def _first_loss(recording: Recording, losses: NDArray[np.float64]) -> float:
     some = min(_width(recording), len(losses) // 10)  # single samples say little
     early = losses[: max(3, len(losses) // 50, some)]  # a tenth is too late: many networks learn most at first
-    first = float(np.mean(early))
-    return (first - late_loss(losses)) / abs(first) if first else 0.0
+    constant = recording.reach.constant if recording.reach is not None else None
+    return min(float(np.mean(early)), constant or math.inf)
 
 
 def late_loss(losses: NDArray[np.float64]) -> float:
@@ -97,6 +103,16 @@ def smoothed(recording: Recording) -> NDArray[np.float64]:
     width = min(_width(recording), max(1, len(losses) // FEWEST_BLOCKS))
     whole = len(losses) // width * width
     return losses[len(losses) - whole :].reshape(-1, width).mean(axis=1) if whole else losses
+
+
+def relapse(recording: Recording) -> int | None:
+    """The step from which a loss that had plainly fallen stayed off its lowest; None for one that had not fallen."""
+    course, losses = smoothed(recording), np.asarray(recording.losses, dtype=float)
+    lowest, first = float(np.min(course)), _first_loss(recording, losses)
+    if lowest > (1 - LEARNT) * first:
+        return None
+    near = np.flatnonzero(course <= lowest + UNLEARNT * (min(first, late_loss(losses)) - lowest))
+    return len(recording.losses) - (len(course) - 1 - int(near[-1])) * (len(recording.losses) // len(course))
 
 
 def _width(recording: Recording) -> int:
