@@ -7,13 +7,28 @@ Rules propose causes (`SUSPICIONS`), each with a strength and the numbers behind
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from relume.activations import ACTIVATIONS
 from relume.recording import Recording, layer_name
 from relume.suspicions import CERTAIN, PLAIN, Cause, Suspicion, number, suspicions
-from relume.symptoms import DEAD_OF_SITE, GRADIENT_RATIO, ORDERS, SEVERITIES, Kind, Severity, Symptom, burden, gravest
+from relume.symptoms import (
+    DEAD_OF_SITE,
+    GRADIENT_RATIO,
+    ORDERS,
+    SEVERITIES,
+    UNLEARNT,
+    Kind,
+    Severity,
+    Symptom,
+    burden,
+    gravest,
+    late_loss,
+    progress,
+)
 from relume.timeline import timeline, together
 
 MENDED = 0.5  # a change names the cause when it takes away at least half of the burden
@@ -21,6 +36,7 @@ MENDED = 0.5  # a change names the cause when it takes away at least half of the
 # everything, and still come first.
 SPECIFIC = 0.25
 RULED_OUT = 0.1  # of the burden: a change that takes away no more speaks against its cause
+OF_THE_START: tuple[Cause, ...] = ("unscaled_inputs", "unscaled_targets", "initial_scale", "bias")  # seen at once
 UNUSUAL_STEP = 10  # times the usual share of its size that a step moves a layer: an order of magnitude
 
 
@@ -103,7 +119,8 @@ def complaints(recording: Recording, symptoms: Iterable[Symptom]) -> list[tuple[
 
     Symptoms of the whole run (a loss that does not fall, gradients that vanish) follow from the units where there are
     such, and go with them, as do outputs that died with those that were born so. A loss that had fallen and rose again
-    goes with what died later. Those that are notes, and that no replay could make more of, come last, on their own.
+    goes with what died later. Where there is nothing serious, a network that learns
+    may still learn slowly: see `_slow`.
     """
     serious = [s for s in symptoms if s.severity != "note" or s.at_worst is not None]
     of_units = [s for s in serious if s.kind in ("dead", "saturated")]
@@ -112,11 +129,40 @@ def complaints(recording: Recording, symptoms: Iterable[Symptom]) -> list[tuple[
     born = [s for s in of_units if s.born or (s.site in outputs and s.site in at_birth)]
     later = [s for s in of_units if s not in born]
     rest = [s for s in serious if s not in of_units]
+    if not serious and (slow := _slow(recording)) is not None:
+        rest.append(slow)
     relapses = [s for s in rest if s.kind == "not_learning" and not s.born]
     groups = [g for g in (born, later) if g] or [[]]
     groups[0] = groups[0] + [s for s in rest if s not in relapses]
     groups[-1] = groups[-1] + relapses
     return [tuple(g) for g in groups if g]
+
+
+def _slow(recording: Recording) -> Symptom | None:
+    """The doubt whether a network that learns would learn plainly more, where its start is plainly out of scale.
+
+    Only for a loss that is well above the least it could be.
+    """
+    reach, fallen = recording.reach, progress(recording)
+    if reach is None or reach.constant is None or fallen is None or recording.resumed:
+        return None
+    late = late_loss(np.asarray(recording.losses, dtype=float))
+    if not late > reach.floor + UNLEARNT * (reach.constant - reach.floor):
+        return None
+    slow = Symptom(
+        kind="not_learning", site="", born=True, severity="note", at_worst="warning",
+        evidence={"progress": fallen, "last_loss": late, "constant_loss": reach.constant},
+    )  # fmt: skip
+    return (
+        slow if any(s.strength >= PLAIN and s.cause in OF_THE_START for s in suspicions(recording, (slow,))) else None
+    )
+
+
+def _halves(experiments: Sequence[Experiment], causes: Collection[Cause]) -> bool:
+    """Whether without one of these causes as many steps lead to at most half of the loss, and below that of the run."""
+    high = next((e.loss for e in experiments if e.cause is None and e.loss is not None), math.inf)
+    without = [e.loss for e in experiments if e.better and e.cause in causes and e.loss is not None]
+    return min(without, default=math.inf) <= (1 - MENDED) * high
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +274,8 @@ def diagnose(
     for index, doubtful in enumerate(complaints(recording, symptoms)):
         tried = (experiments or {}).get(index, ())
         plain: set[Cause] = {s.cause for s in suspicions(recording, doubtful) if s.strength >= PLAIN}
+        if doubtful == (_slow(recording),) and not _halves(tried, plain):
+            continue
         complaint = settled(doubtful, tried, plain)
         if any(s.severity != "note" for s in complaint):
             found.append(_explain(recording, complaint, tried, replayed=experiments is not None))
@@ -313,7 +361,12 @@ def likeliest_cause(found: list[Suspicion], experiments: tuple[Experiment, ...])
     untested: list[Cause] = [s.cause for s in found if s.cause not in mended and s.strength >= PLAIN]
     specific = {c: s for c, s in strength.items() if c != "learning_rate_too_high"}
     if proven:
-        cause = max(proven, key=lambda c: mended[c] + SPECIFIC * specific.get(c, 0.0))
+
+        def merit(c: Cause) -> tuple[float, float]:
+            lowest = min((e.loss for e in experiments if e.cause == c and e.loss is not None), default=math.inf)
+            return mended[c] + SPECIFIC * specific.get(c, 0.0), -lowest
+
+        cause = max(proven, key=merit)
         rivals: list[Cause] = [c for c in untested if strength[c] >= CERTAIN or strength[c] > SPECIFIC + mended[cause]]
         return rivals[0] if rivals else cause
     if untested:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, islice
@@ -25,7 +25,7 @@ from relume.recording import Reach, Recording
 from relume.report import Report
 from relume.snapshots import pair
 from relume.suspicions import Cause, suspicions
-from relume.symptoms import UNLEARNT, Symptom, find, late_loss, usual_update
+from relume.symptoms import UNLEARNT, Symptom, find, loss_unit, run_level, usual_update
 from relume.training import split
 
 REPLAY_STEPS = 100  # enough for units killed by a high learning rate to show; 80-140 ms on a small network
@@ -72,8 +72,7 @@ def experiments(
         scene = scene_at(since)
         tried = _tried(done, scene, recording, group)
         for _ in range(EARLIER):
-            named = [e for e in tried[1:] if e.cause != "unknown"]
-            if scene.step == 0 or not tried or any(e.burden <= (1 - MENDED) * tried[0].burden for e in named):
+            if scene.step == 0 or not tried or any(_mends(e, tried[0]) for e in _named(tried)):
                 break
             scene = scene_at(scene.step - 1)  # what went wrong may have done so before that one
             tried = _tried(done, scene, recording, group)
@@ -101,8 +100,9 @@ def _tried(
     tried = [c for c in CHANGES if c.fits(recording, strength)] + ([BY_THE_BOOK] if of_the_loss else [])
     outcomes = [(None, control), *((c, r) for c in tried if (r := run(c)) is not None)]
     found = tuple(_compared(recording, group, outcomes, steps))
-    if of_the_loss and {e.cause for e in found if e.better} <= {"unknown"}:  # nothing yet names a cause
-        outcomes += [(c, r) for c in _rates(recording) if c not in tried and (r := run(c)) is not None]
+    if not any(e.better if of_the_loss else _mends(e, found[0]) for e in _named(found)):
+        rates = _rates(recording, of_the_loss)
+        outcomes += [(c, r) for c in rates if c not in tried and (r := run(c)) is not None]
         found = tuple(_compared(recording, group, outcomes, steps))
     if of_the_loss and not any(e.better for e in found) and (r := run(PLAIN_NETWORK)) is not None:
         found = tuple(_compared(recording, group, [*outcomes, (PLAIN_NETWORK, r)], steps))
@@ -112,16 +112,26 @@ def _tried(
 def _shows(recording: Recording, group: tuple[Symptom, ...], control: _Replayed) -> bool:
     """Whether the unchanged replay is as ill as the run: its loss no lower, or its units and gradients burdened."""
     if is_of_the_loss(group):
-        lost = [s.evidence["first_loss"] / _scale(recording) for s in group if s.kind == "not_learning" and not s.born]
-        return _level(control.losses) >= (1 - UNLEARNT) * min(_run_level(recording), *lost) if lost else True
+        relapses = [s for s in group if s.kind == "not_learning" and not s.born]
+        lost = [s.evidence["first_loss"] / loss_unit(recording) for s in relapses]
+        return _level(control.losses) >= (1 - UNLEARNT) * min(run_level(recording), *lost) if lost else True
     outputs = {site.name for site in recording.sites if site.output}
     return burden_of(group, control.recording, control.symptoms, outputs) > 0
 
 
-def _rates(recording: Recording) -> list[Change]:
-    """Other learning rates; higher ones only where steps are smaller than is usual."""
-    usual = usual_update(recording) >= USUAL_UPDATE
-    return [c for c in CHANGES if c.cause in RATES and not (usual and c.cause == "learning_rate_too_low")]
+def _named(experiments: Iterable[Experiment]) -> list[Experiment]:
+    """Those with a change that stands for one cause."""
+    return [e for e in experiments if e.cause not in (None, "unknown")]
+
+
+def _mends(experiment: Experiment, control: Experiment) -> bool:
+    return experiment.burden <= (1 - MENDED) * control.burden
+
+
+def _rates(recording: Recording, of_the_loss: bool) -> list[Change]:
+    """Other learning rates; higher ones only for a loss that is stuck, where steps are smaller than is usual."""
+    higher = of_the_loss and usual_update(recording) < USUAL_UPDATE
+    return [c for c in CHANGES if c.cause in RATES and (higher or c.cause == "learning_rate_too_high")]
 
 
 def _once(
@@ -152,8 +162,8 @@ def _compared(
     """What each replay shows of this complaint; a stuck loss is measured by the furthest that any brought it."""
     control = outcomes[0][1]
     outputs = {site.name for site in recording.sites if site.output}
-    run_level = _run_level(recording) if any(s.kind == "not_learning" and not s.site for s in group) else math.inf
-    better = [change is not None and _is_lower(r.losses, control.losses, run_level) for change, r in outcomes]
+    bar = run_level(recording) if any(s.kind == "not_learning" and not s.site for s in group) else math.inf
+    better = [change is not None and _is_lower(r.losses, control.losses, bar) for change, r in outcomes]
     levels = [_level(r.losses) for _, r in outcomes]
     lower = [(level, c) for level, is_better, (c, _) in zip(levels, better, outcomes, strict=True) if is_better]
     named = [level for level, c in lower if c is not None and c.cause != "unknown"]  # one change, not all at once
@@ -180,17 +190,7 @@ def _compared(
 
 def _replayed(scene: Scene, recording: Recording, change: Change | None, steps: int) -> _Replayed:
     again = replay(scene, recording, change, steps)
-    return _Replayed(again, find(again), np.asarray(again.losses, dtype=float) / _scale(again))
-
-
-def _scale(recording: Recording) -> float:
-    """The loss of the best constant answer, which makes losses on other data comparable; 1 where it is not known."""
-    return (recording.reach.constant if recording.reach is not None else None) or 1.0
-
-
-def _run_level(recording: Recording) -> float:
-    """Where the run itself ended, in the terms of a replay's losses."""
-    return late_loss(np.asarray(recording.losses, dtype=float)) / _scale(recording)
+    return _Replayed(again, find(again), np.asarray(again.losses, dtype=float) / loss_unit(again))
 
 
 def _tail(losses: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -202,12 +202,12 @@ def _level(losses: np.ndarray[Any, Any]) -> float:
     return float(np.mean(_tail(losses))) if len(losses) and np.isfinite(losses).all() else math.inf
 
 
-def _is_lower(losses: np.ndarray[Any, Any], control: np.ndarray[Any, Any], run_level: float) -> bool:
+def _is_lower(losses: np.ndarray[Any, Any], control: np.ndarray[Any, Any], bar: float) -> bool:
     """Whether a replay ends plainly lower than the unchanged one, batch by batch, and than the whole run."""
     level, other = _level(losses), _level(control)
     if not math.isfinite(level) or level < 0:
         return False
-    if not level < (1 - UNLEARNT) * min(other, run_level):
+    if not level < (1 - UNLEARNT) * min(other, bar):
         return False
     if not math.isfinite(other) or len(losses) != len(control):
         return True

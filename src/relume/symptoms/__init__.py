@@ -23,7 +23,7 @@ from relume.symptoms.course import (
     find_vanishing,
     gradient_by_depth,
 )
-from relume.symptoms.evidence import late_loss, progress, usual_update
+from relume.symptoms.evidence import late_loss, loss_unit, progress, run_level, usual_update
 from relume.symptoms.record import (
     BORN_EXCESS,
     CLOSED_SAMPLES,
@@ -100,7 +100,9 @@ __all__ = [
     "gradient_by_depth",
     "gravest",
     "late_loss",
+    "loss_unit",
     "progress",
+    "run_level",
     "saturated_share",
     "usual_update",
 ]  # fmt: skip

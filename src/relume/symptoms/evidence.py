@@ -97,6 +97,16 @@ def late_loss(losses: NDArray[np.float64]) -> float:
     return float(np.mean(losses[-max(10, len(losses) // 10) :]))
 
 
+def loss_unit(recording: Recording) -> float:
+    """The loss of the best constant answer, which makes losses on other data comparable; 1 where it is not known."""
+    return (recording.reach.constant if recording.reach is not None else None) or 1.0
+
+
+def run_level(recording: Recording) -> float:
+    """Where the run ended, in units of `loss_unit`."""
+    return late_loss(np.asarray(recording.losses, dtype=float)) / loss_unit(recording)
+
+
 def smoothed(recording: Recording) -> NDArray[np.float64]:
     """The losses, averaged over so many steps that each stands for `SMOOTHED` samples at least."""
     losses = np.asarray(recording.losses, dtype=float)
