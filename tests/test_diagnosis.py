@@ -208,6 +208,41 @@ def test_one_batch_out_of_all_proportion_is_named_not_the_learning_rate() -> Non
     assert first.cause == "unscaled_inputs" and "left out" in " ".join(first.because), first
 
 
+def regression(target: float, fitted: bool) -> relume.Report:
+    """A network that learns a smooth function of values of that size; `fitted`: its output layer starts at it."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2048, 16, generator=generator)
+    y = target * (torch.tanh(x @ torch.randn(16, 1, generator=generator)) + 0.3 * x[:, :1])
+
+    def network() -> nn.Module:
+        model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
+        if fitted:
+            with torch.no_grad():
+                model[-1].weight.mul_(target)
+                model[-1].bias.mul_(target)
+        return model
+
+    return relume.diagnose(
+        Training(
+            model=network,
+            optimizer=lambda p: torch.optim.Adam(p, lr=3e-3),
+            loss=F.mse_loss,
+            batches=list(zip(x.split(64), y.split(64), strict=True)),
+            steps=300,
+        )
+    )
+
+
+def test_a_network_that_learns_slowly_because_of_its_targets_is_told_so() -> None:
+    """A loss that falls by half is no clean bill where as many steps on sound targets lead much further."""
+    report = regression(500.0, fitted=False)
+    first = report.diagnoses[0]
+    assert first.cause == "unscaled_targets" and first.severity == "warning", str(report)
+    assert first.symptoms[0].evidence["progress"] > 0.1 and "less than it could" in str(report)
+    assert regression(500.0, fitted=True).healthy  # the same targets, met by the output layer
+    assert regression(1.0, fitted=False).healthy
+
+
 def test_a_rate_that_grows_in_mid_run_is_named_from_before_it_did_harm() -> None:
     """The illness began long after the start: replays begin where the loss was still low."""
 

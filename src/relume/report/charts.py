@@ -180,7 +180,7 @@ def losses(report: Report) -> dict[str, Any] | None:
     for diagnosis in report.diagnoses:
         for symptom in diagnosis.symptoms:
             if diagnosis.severity != "note":
-                marks.setdefault(symptom.since, []).append(words.KINDS[symptom.kind])
+                marks.setdefault(symptom.since, []).append(words.kind(symptom))
     first = [{"step": step, "label": words.joined(list(dict.fromkeys(kinds)))} for step, kinds in sorted(marks.items())]
     return {
         "points": points,

@@ -200,7 +200,8 @@ def _oscillating(report: Report, diagnosis: Diagnosis, symptoms: Sequence[Sympto
 def _not_learning(report: Report, diagnosis: Diagnosis, symptoms: Sequence[Symptom]) -> str:
     steps = report.recording.steps
     over = f" in {numerals.count(steps, 'step')}" if steps else ""
-    return f"The network does not learn{over}{_because(report, diagnosis, symptoms)}."
+    what = words.kind(max(symptoms, key=lambda s: s.evidence.get("progress", 0.0)))
+    return f"The network {what}{over}{_because(report, diagnosis, symptoms)}."
 
 
 def _off_centre(report: Report, diagnosis: Diagnosis, symptoms: Sequence[Symptom]) -> str:

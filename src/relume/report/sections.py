@@ -184,7 +184,7 @@ def _diagnosis(report: Report, diagnosis: Diagnosis) -> str:
     because = "".join(f"<li>{t(sentence)}</li>" for sentence in diagnosis.because)
     lines = "".join(f"<li>{t(line)}</li>" for line in symptom_lines(report, diagnosis.symptoms))
     numbers = [
-        (words.KINDS[s.kind], s.site or words.WHOLE_RUN, words.evidence_name(name), numerals.number(value, 3))
+        (words.kind(s), s.site or words.WHOLE_RUN, words.evidence_name(name), numerals.number(value, 3))
         for s in diagnosis.symptoms
         for name, value in s.evidence.items()
     ]

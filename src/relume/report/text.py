@@ -133,11 +133,11 @@ def symptom_lines(report: Report, symptoms: Sequence[Symptom]) -> list[str]:
     for symptom in symptoms:
         groups[symptom.kind, symptom.born].append(symptom)
     lines = []
-    for (kind, born), group in groups.items():
+    for group in groups.values():
         placed = sorted((s for s in group if s.site), key=lambda s: -s.share)
         places = [words.place(s, names.get(s.site, s.site), sizes.get(s.site, 0)) for s in placed]
         rest = "" if len(places) <= 6 else f" and {len(places) - 6} more sites"
-        head = words.symptom_head(kind, min(s.since for s in group), born)
+        head = words.symptom_head(group)
         lines.append(head + (f": {', '.join(places[:6])}{rest}" if places else ""))
         if proof := words.proven(report.recording, group):
             lines.append(proof)

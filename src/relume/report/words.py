@@ -14,7 +14,7 @@ from relume.recording import Recording
 from relume.report.history import SiteHistory, function_name, labels
 from relume.report.numerals import count, fine_percent, number, percent, seconds
 from relume.report.results import Report, Trial
-from relume.symptoms import Symptom
+from relume.symptoms import UNLEARNT, Symptom
 from relume.timeline import UnitHistory, together
 from relume.verdicts import Arm
 
@@ -28,6 +28,7 @@ KINDS = {
     "oscillating": "loss oscillates",
     "off_centre": "off centre",
 }
+LEARNS_LITTLE = "learns less than it could"
 CAUSES = {
     "learning_rate_too_high": "learning rate too high",
     "learning_rate_too_low": "learning rate too low",
@@ -206,17 +207,24 @@ def title(diagnosis: Diagnosis) -> str:
     """What a diagnosis is called: its cause, or where none was found, what is wrong."""
     if diagnosis.cause != "unknown":
         return CAUSES[diagnosis.cause]
-    kinds = list(dict.fromkeys(KINDS[symptom.kind] for symptom in diagnosis.symptoms))
+    kinds = list(dict.fromkeys(kind(symptom) for symptom in diagnosis.symptoms))
     if not kinds:
         return CAUSES["unknown"]
     return joined(kinds) if diagnosis.severity == "note" else f"{joined(kinds)}, {CAUSES['unknown']}"
 
 
-def symptom_head(kind: str, step: int, born: bool) -> str:
-    """A symptom and from when on it holds."""
-    if kind == "dead":
+def kind(symptom: Symptom) -> str:
+    """What is wrong; of a loss that falls all the same, that it could fall further."""
+    learns = symptom.kind == "not_learning" and symptom.evidence.get("progress", 0.0) >= UNLEARNT
+    return LEARNS_LITTLE if learns else KINDS[symptom.kind]
+
+
+def symptom_head(symptoms: Sequence[Symptom]) -> str:
+    """Symptoms of one kind, and from when on they hold."""
+    step, born = min(s.since for s in symptoms), symptoms[0].born
+    if symptoms[0].kind == "dead":
         return "Born dead" if born else f"Died, the first at step {step:,}"
-    return sentence_case(f"{KINDS[kind]} {since(step, born)}")
+    return sentence_case(f"{kind(symptoms[0])} {since(step, born)}")
 
 
 def place(symptom: Symptom, label: str, units: int) -> str:
