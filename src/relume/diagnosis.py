@@ -356,6 +356,9 @@ def likeliest_cause(found: list[Suspicion], experiments: tuple[Experiment, ...])
     proven: list[Cause] = [c for c, share in mended.items() if share >= MENDED and c != "unknown"]
     if "initial_scale" in proven and "saturating_activation" in proven:
         proven.remove("saturating_activation")  # its replay has sound weights too, and these alone do
+    learning = {e.cause for e in experiments if e.better}
+    if not learning & set(proven):  # units that live on and do not help to learn prove less
+        proven = [c for c in mended if c in learning and strength.get(c, 0.0) >= PLAIN] or proven
     if not any(strength.get(c, 0.0) > 0 for c in proven) and together:
         return max(together, key=lambda c: strength[c])
     untested: list[Cause] = [s.cause for s in found if s.cause not in mended and s.strength >= PLAIN]
