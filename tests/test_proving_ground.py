@@ -14,6 +14,7 @@ from torch import nn
 
 from benchmarks.illness import cases, truth
 from benchmarks.illness.delay import AFTER_NAN, Course, course, follow, moments, watched
+from benchmarks.illness.examine import examine_trap
 from benchmarks.illness.networks import network
 from benchmarks.illness.runs import Batches, fed, pace, training
 from benchmarks.illness.spec import ANSWERS, Spec
@@ -183,6 +184,17 @@ def test_traps_have_names_and_reasons() -> None:
     """Each trap is told from the others, and says why it is well."""
     assert len({trap.name for trap in TRAPS}) == len(TRAPS)
     assert all(trap.why for trap in TRAPS)
+
+
+@pytest.mark.parametrize("name", [trap.name for trap in TRAPS])
+def test_what_is_normal_is_given_a_clean_bill(name: str) -> None:
+    """Each healthy run that looks ill is well by its score, not flagged, and in the guide with its reason."""
+    found = examine_trap(name, 0)
+    assert found["truth"]["well"], found
+    assert not found["said"]["flagged"], found
+    assert found["said"]["blind_told"] is not False
+    guide = (Path(__file__).parents[1] / "docs/guide/normal.md").read_text()
+    assert f"`{name}`" in guide
 
 
 def test_a_sparse_trap_fires_as_seldom_as_it_says() -> None:

@@ -26,22 +26,27 @@ HALVES = {"tune": 0, "report": 1}  # by the seed's last bit: what is tuned on is
 @click.option("--half", type=click.Choice(list(HALVES)), default="report", show_default=True)
 @click.option("--cases", "count", default=160, show_default=True, help="Runs drawn, half of them planted.")
 @click.option("--traps", default=2, show_default=True, help="Seeds of each healthy trap.")
+@click.option(
+    "--first", default=0, show_default=True, help="Runs passed over: those already looked at measure nothing."
+)
 @click.option("--only", default="", help="Traps of these names alone, with commas; no drawn runs, no file.")
 @click.option("--workers", default=2, show_default=True)
 @click.option("--heal", is_flag=True, help="Heal the planted runs instead, those that are ill and of --longest steps.")
 @click.option("--longest", default=1000, show_default=True, help="Steps of the longest run that is healed.")
-def main(half: str, count: int, traps: int, only: str, workers: int, heal: bool, longest: int) -> None:
+def main(half: str, count: int, traps: int, first: int, only: str, workers: int, heal: bool, longest: int) -> None:
     """Draw runs, train them, ask relume, and count."""
     if heal:
-        _heal([2 * i + HALVES[half] for i in range(count // 2)], half, longest)
+        _heal([2 * i + HALVES[half] for i in range(first, first + count // 2)], half, longest)
         return
-    seeds = [] if only else [2 * i + HALVES[half] for i in range(count // 2)]
+    seeds = [] if only else [2 * i + HALVES[half] for i in range(first, first + count // 2)]
     names = [trap.name for trap in TRAPS if not only or trap.name in only.split(",")]
     if only and not names:
         raise click.BadParameter(f"no trap of that name; there are {', '.join(trap.name for trap in TRAPS)}")
     with get_reusable_executor(max_workers=workers) as pool:
         jobs = [pool.submit(examine, seed, planted) for seed in seeds for planted in (False, True)]
-        jobs += [pool.submit(examine_trap, name, 2 * i + HALVES[half]) for name in names for i in range(traps)]
+        jobs += [
+            pool.submit(examine_trap, name, 2 * i + HALVES[half]) for name in names for i in range(first, first + traps)
+        ]
         results: list[dict[str, Any]] = []
         for job in jobs:
             results.append(job.result())
