@@ -260,7 +260,7 @@ BY_THE_BOOK = Change(
     fits=lambda recording, strength: True,
     network=_by_the_book,
     data=lambda batches: _standardise(batches, 0),
-    covers=("initial_scale", "bias", "unscaled_inputs", "learning_rate_too_low"),
+    covers=("initial_scale", "bias", "unscaled_inputs", "learning_rate_too_low", "saturating_activation"),
 )
 
 
@@ -290,7 +290,7 @@ PLAIN_NETWORK = Change(
     fits=lambda recording, strength: True,
     network=_plain_network,
     data=lambda batches: _standardise(batches, 0),
-    covers=("initial_scale", "bias", "unscaled_inputs", "learning_rate_too_low", "narrow_and_deep"),
+    covers=(*BY_THE_BOOK.covers, "narrow_and_deep"),
 )
 
 

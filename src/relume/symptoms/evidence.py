@@ -116,13 +116,18 @@ def smoothed(recording: Recording) -> NDArray[np.float64]:
 
 
 def relapse(recording: Recording) -> int | None:
-    """The step from which a loss that had plainly fallen stayed off its lowest; None for one that had not fallen."""
-    course, losses = smoothed(recording), np.asarray(recording.losses, dtype=float)
+    """The step from which a loss that had plainly fallen stayed off its lowest; None for one that had not fallen.
+
+    From means over a twentieth of the run each, since a single low loss is no progress.
+    """
+    losses = np.asarray(recording.losses, dtype=float)
+    some = max(10, len(losses) // 20)
+    course = losses[len(losses) % some :].reshape(-1, some).mean(axis=1)
     lowest, first = float(np.min(course)), _first_loss(recording, losses)
     if lowest > (1 - LEARNT) * first:
         return None
     near = np.flatnonzero(course <= lowest + UNLEARNT * (min(first, late_loss(losses)) - lowest))
-    return len(recording.losses) - (len(course) - 1 - int(near[-1])) * (len(recording.losses) // len(course))
+    return len(losses) - (len(course) - 1 - int(near[-1])) * some
 
 
 def _width(recording: Recording) -> int:
