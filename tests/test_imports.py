@@ -37,6 +37,7 @@ ORDER = (
     "wiring",
     "surgery",
     "adoption",
+    "rewriting",
     "grafts",
     "initialise",
     "forecast",

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from relume.errors import RemedyError
-from relume.grafts import Rewritten, graft
+from relume.grafts import graft
 from relume.nested import call
+from relume.rewriting import Rewritten
 from relume.sites import find_sites
 from relume.surgery import duplicate, forget, narrow, register, select
 from relume.wiring import Wiring, follow, guess_input, output_change, outputs
