@@ -18,7 +18,7 @@ from relume.training import Stream, build, score, train
 
 LEARNT = 0.5  # of the way from the best constant answer to the best there is: who gets there is well
 BEHIND = 0.1  # of the same way: who ends so far behind the plain run, if that is well, is ill
-CLOSED = 0.5  # of a hidden layer closed on every sample is ill whatever the score
+CLOSED = 0.5  # of a hidden layer closed on every sample is ill, unless the network does as well as the plain one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +47,11 @@ def measure(spec: Spec) -> Truth:
     if not spec.planted:
         return Truth(score=score, floor=base, dead=dead, gradients=gradients, well=learnt(score), ill=False)
     twin, _ = _trained(untouched(spec))
-    behind = twin is not None and learnt(twin) and (score is None or twin - score > BEHIND * way)
+    comparable = twin is not None and learnt(twin)
+    behind = comparable and (score is None or (twin is not None and twin - score > BEHIND * way))
     closed = spec.activation == "relu" and max(dead, default=0.0) >= CLOSED
-    return Truth(score=score, floor=base, dead=dead, gradients=gradients, well=False, ill=bool(behind or closed))
+    ill = behind or (closed and not comparable)
+    return Truth(score=score, floor=base, dead=dead, gradients=gradients, well=False, ill=bool(ill))
 
 
 def untouched(spec: Spec) -> Spec:

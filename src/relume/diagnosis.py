@@ -409,7 +409,7 @@ def _remedies(recording: Recording, cause: Cause) -> tuple[str, ...]:
 
 
 def _in_words(control: Experiment, experiments: Iterable[Experiment], cause: Cause, measure: Measure) -> list[str]:
-    told = sorted((e for e in experiments if e.cause == cause), key=lambda e: e.burden)
+    told = sorted((e for e in experiments if e.cause == cause), key=lambda e: (not e.better, e.burden))
     if not told or told[0].burden > (1 - MENDED) * control.burden:  # what mends takes away this and more
         told = sorted((e for e in experiments if cause in (e.cause, *e.covers)), key=lambda e: e.burden)
     others = [e for e in experiments if e.cause is not None and e not in told[:1]]
@@ -435,6 +435,10 @@ def _note(recording: Recording, notes: tuple[Symptom, ...], *, alone: bool) -> D
         units = sum(len(s.units) for s in dead)
         total = sum(site.units for site in recording.sites if ACTIVATIONS[site.activation].can_die)
         judged = "few enough for a network of this kind to learn all the same" if alone else "by themselves no illness"
+        if units >= DEAD_OF_SITE * total:
+            judged = (
+                "the network is larger than its task needs, for no replay that kept more alive learned plainly more"
+            )
         because.append(f"{units} of {total} units are dead: {judged}.")
         because += _at_death(recording, tuple(s for s in dead if s.at_worst is not None))
     saturated = [s for s in notes if s.kind == "saturated"]

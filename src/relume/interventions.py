@@ -25,7 +25,7 @@ from relume.recording import Reach, Recording
 from relume.report import Report
 from relume.snapshots import pair
 from relume.suspicions import Cause, suspicions
-from relume.symptoms import UNLEARNT, Symptom, find, loss_unit, run_level, usual_update
+from relume.symptoms import LEARNT, UNLEARNT, Symptom, find, loss_unit, run_level, usual_update
 from relume.training import split
 
 REPLAY_STEPS = 100  # enough for units killed by a high learning rate to show; 80-140 ms on a small network
@@ -36,6 +36,7 @@ READINGS = 20  # per replay
 EARLIER = 2  # scenes before the nearest that are gone back to, where no change mends anything from there
 RATES: tuple[Cause, ...] = ("learning_rate_too_high", "learning_rate_too_low")  # tried where nothing else helps
 SURE = 2.0  # standard errors by which a loss must be lower
+WORTH = 0.01  # of the loss of the best constant answer: what less is won is not missed, as one point of R^2 is not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +164,8 @@ def _compared(
     control = outcomes[0][1]
     outputs = {site.name for site in recording.sites if site.output}
     bar = run_level(recording) if any(s.kind == "not_learning" and not s.site for s in group) else math.inf
-    better = [change is not None and _is_lower(r.losses, control.losses, bar) for change, r in outcomes]
+    worth = WORTH if recording.reach is not None and recording.reach.constant else 0.0  # losses are in other units
+    better = [change is not None and _is_lower(r.losses, control.losses, bar, worth) for change, r in outcomes]
     levels = [_level(r.losses) for _, r in outcomes]
     lower = [(level, c) for level, is_better, (c, _) in zip(levels, better, outcomes, strict=True) if is_better]
     named = [level for level, c in lower if c is not None and c.cause != "unknown"]  # one change, not all at once
@@ -202,12 +204,12 @@ def _level(losses: np.ndarray[Any, Any]) -> float:
     return float(np.mean(_tail(losses))) if len(losses) and np.isfinite(losses).all() else math.inf
 
 
-def _is_lower(losses: np.ndarray[Any, Any], control: np.ndarray[Any, Any], bar: float) -> bool:
+def _is_lower(losses: np.ndarray[Any, Any], control: np.ndarray[Any, Any], bar: float, worth: float) -> bool:
     """Whether a replay ends plainly lower than the unchanged one, batch by batch, and than the whole run."""
     level, other = _level(losses), _level(control)
     if not math.isfinite(level) or level < 0:
         return False
-    if not level < (1 - UNLEARNT) * min(other, bar):
+    if not level < min((1 - UNLEARNT) * min(other, bar), min(other, bar) - worth):
         return False
     if not math.isfinite(other) or len(losses) != len(control):
         return True
@@ -285,11 +287,17 @@ def report_on(recording: Recording, scene_at: SceneAt | None = None) -> Report:
     first = scene_at(0)
     try:
         with isolated_rng(), one_thread():
-            recording = replace(recording, reach=reach_of(first.start()[0], first.batches, first.loss))
+            known = reach_of(first.start()[0], first.batches, first.loss)
+        recording = replace(recording, reach=known, resumed=recording.resumed or _arrived(known))
         return Report.of(recording, experiments(scene_at, recording, find(recording)))
     except RemedyError as error:  # the network of a loop of the user's own need not be one that can be copied
         why = f"nothing was replayed: {str(error).splitlines()[0]}"
         return Report.of(replace(recording, blind=(*recording.blind, why)))
+
+
+def _arrived(reach: Reach | None) -> bool:
+    """Whether the network had plainly learnt before the first step: it beats every constant answer."""
+    return reach is not None and reach.constant is not None and reach.first < (1 - LEARNT) * reach.constant
 
 
 def first_batches(stream: Iterator[Any], count: int) -> list[Batch]:

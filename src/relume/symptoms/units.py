@@ -72,9 +72,9 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
     worst: Severity = "critical" if counted >= DEAD_OF_SITE * total else "warning"
     if total and counted / total >= DEAD_OF_NETWORK:
         found = [s if s.born else at_least(s, worst) for s in found]
-    doubtful = by_progress(recording) == "note" and gone < DEAD_OF_SITE * total
+    learns, most = by_progress(recording) == "note", gone >= DEAD_OF_SITE * total
     outputs = {site.name for site in recording.sites if site.output}
-    yield from (_doubted(s) if doubtful and s.site not in outputs else s for s in found)
+    yield from (_doubted(s, most=most) if learns and s.site not in outputs else s for s in found)
 
 
 def _rates(recording: Recording, samples: float, units: int) -> dict[str, float]:
@@ -106,14 +106,15 @@ def _proven(recording: Recording, site: Site, units: NDArray[np.bool_]) -> dict[
     return found
 
 
-def _doubted(symptom: Symptom) -> Symptom:
+def _doubted(symptom: Symptom, *, most: bool) -> Symptom:
     """Dead units of a network that plainly learns with its others: replays have to say whether it misses them.
 
-    Half a layer that was born dead is an illness unless the replays find nothing behind it: no chance does that.
+    Half a layer that was born dead is an illness unless the replays find nothing behind it, for no chance does that;
+    and so is the loss of most units of the network, for it is not as large as it was made.
     """
     if symptom.severity == "note" or symptom.share >= CLOSED_SITE:
         return symptom
-    grave = symptom.born and symptom.share >= DEAD_OF_SITE
+    grave = most or (symptom.born and symptom.share >= DEAD_OF_SITE)
     return replace(symptom, severity=symptom.severity if grave else "note", at_worst=symptom.severity)
 
 
