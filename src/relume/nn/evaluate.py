@@ -13,6 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from relume.activations import ACTIVATIONS, Activation, activation
 from relume.activations.primitives import reusing_memory
 from relume.errors import ActivationError
+from relume.nn.kernels import GRADIENTS, VALUES, find
 
 # Elements to a block and thread: a formula's temporaries then stay in the second cache of a core (2 ** 16 float32 are
 # 256 KB), where an operation takes half of what it takes in main memory. Of 2 ** 13 to 2 ** 17 this was the fastest.
@@ -20,10 +21,10 @@ _BLOCK = 2**16
 
 # Rows whose formula is one or two operators of torch. Under plain autograd these keep their digits, and
 # for backward 4 bytes; tests/test_contract.py holds them to it.
-PLAIN = frozenset({"arctan", "bilinear_glu", "exp", "relu_squared", "shifted_relu", "sine", "tailored_relu"})
+PLAIN = frozenset({"arctan", "exp", "sine", "tailored_relu"})
 
 # Rows whose value is so few operators that a walk through blocks, which ends with a copy, costs more than it saves.
-SIMPLE = frozenset({"aptx", "gaussian", "lisht", "maxout", "nlrelu", "quick_gelu", "scaled_tanh", "swish"})
+SIMPLE = frozenset({"aptx", "gaussian", "quick_gelu"})
 
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -110,20 +111,26 @@ def _value(row: Activation, dim: int, input: Tensor, parameters: Sequence[float 
     cut = _cut(row, dim, input, parameters)
     if cut is None:
         return _block_value(row, dim, input, parameters)
+    numbers = _numbers(parameters)
     if row.name in SIMPLE:
         with reusing_memory():
-            return _block_value(row, dim, input, parameters)
-    flat, rows = cut
+            return _block_value(row, dim, input, numbers)
     shape = list(input.shape)
     if row.layout != "elementwise":
         shape[dim] = shape[dim] * row.outputs // row.operands
     result = torch.empty_like(input) if row.layout == "elementwise" else input.new_empty(shape)
+    flat, rows = cut
     source, target = (input.view(-1), result.view(-1)) if flat else (input, result)
-    with reusing_memory() as memory:
+    kernel = find(VALUES, row.name, numbers)
+    rows = len(source) if kernel and kernel.whole else rows
+    spare = kernel.spare(source[:rows].chunk(row.operands, dim)[0]) if kernel else ()
+    with reusing_memory():
         for x, y in zip(source.split(rows), target.split(rows), strict=True):
-            memory.target = y if row.outputs == 1 and x.dtype not in _HALVES else None
-            for found, part in zip(_outputs(row, dim, x, parameters), y.chunk(row.outputs, dim), strict=True):
-                if found is not part:
+            operands, parts = x.chunk(row.operands, dim), y.chunk(row.outputs, dim)
+            if kernel and kernel.serves(operands[-1]):
+                kernel.fill(parts, operands, spare, numbers)
+            else:
+                for found, part in zip(_outputs(row, dim, x, numbers), parts, strict=True):
                     part.copy_(found)
     return result
 
@@ -135,15 +142,30 @@ def _gradients(
     if cut is None:
         here, *sums = _block_gradients(row, dim, input, grad, parameters, wanted)
         return [here, *_cast(sums, parameters)]
-    flat, rows = cut
+    numbers = _numbers(parameters)
     result = torch.empty_like(input)
+    flat, rows = cut
     source, above, target = (input.view(-1), grad.reshape(-1), result.view(-1)) if flat else (input, grad, result)
-    sums = [None] * len(parameters)
+    kernel = find(GRADIENTS, row.name, numbers)
+    rows = len(source) if kernel and kernel.whole else rows
+    spare = kernel.spare(source[:rows].chunk(row.operands, dim)[0]) if kernel else ()
+    sums: list[Tensor | None] = [None] * len(parameters)
     with reusing_memory():
         for x, g, y in zip(source.split(rows), above.split(rows), target.split(rows), strict=True):
-            _, *found = _block_gradients(row, dim, x, g, parameters, wanted, y)
+            operands = x.chunk(row.operands, dim)
+            if kernel and kernel.serves(operands[-1]):
+                given = (*operands, *g.chunk(row.outputs, dim))
+                found = kernel.fill(y.chunk(row.operands, dim), given, spare, numbers)
+            else:
+                _, *found = _block_gradients(row, dim, x, g, numbers, wanted, y)
             sums = [new if old is None or new is None else old + new for old, new in zip(sums, found, strict=True)]
+    sums = [s if asked else None for s, asked in zip(sums, wanted[1:], strict=True)]
     return [result if wanted[0] else None, *_cast(sums, parameters)]
+
+
+def _numbers(parameters: Sequence[float | Tensor]) -> list[float | Tensor]:
+    """The parameters with a number for each tensor of one: what nobody differentiates is faster with it."""
+    return [p.item() if isinstance(p, Tensor) and p.numel() == 1 else p for p in parameters]
 
 
 def _cut(row: Activation, dim: int, input: Tensor, parameters: Sequence[float | Tensor]) -> tuple[bool, int] | None:
@@ -166,7 +188,8 @@ def _cut(row: Activation, dim: int, input: Tensor, parameters: Sequence[float | 
 def _cast(sums: Sequence[Tensor | None], parameters: Sequence[float | Tensor]) -> list[Tensor | None]:
     """Sums over all blocks in the parameters' dtype: only now, for a half would lose what each block adds."""
     return [
-        s if s is None or not isinstance(p, Tensor) else s.to(p.dtype) for s, p in zip(sums, parameters, strict=True)
+        s if s is None or not isinstance(p, Tensor) else s.reshape(p.shape).to(p.dtype)
+        for s, p in zip(sums, parameters, strict=True)
     ]
 
 
@@ -216,9 +239,10 @@ def _block_gradients(
         here = here.to(input.dtype)
     found: list[Tensor | None] = [here]
     for (name, parameter), value, asked in zip(row.parameters.items(), parameters, wanted[1:], strict=True):
-        if asked and isinstance(value, Tensor) and parameter.derivative is not None:
+        if asked and parameter.derivative is not None:
             slope = above * parameter.derivative(*operands, **arguments)
-            found.append(slope.sum_to_size(arguments[name].shape).reshape(value.shape))
+            shape = arguments[name].shape if isinstance(value, Tensor) else ()
+            found.append(slope.sum_to_size(shape))
         else:
             found.append(None)
     return found
