@@ -22,6 +22,8 @@ from relume.activations.primitives import FAR
 
 _aten = torch.ops.aten
 _SPARE = 2
+_NOUGHT = torch.zeros(())  # addcmul with it is a product of three in one pass
+HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,37 +32,18 @@ class Kernel:
 
     run: Callable[..., tuple[Tensor, ...] | None]
     least: float = -math.inf  # a block with anything left of this is left to the formula
-    whole: bool = False  # a single operator gains nothing from blocks
 
-    def serves(self, x: Tensor) -> bool:
-        """Whether it has the digits for all of a block."""
-        return self.least == -math.inf or x.amin().item() > self.least  # not where there is a NaN
-
-    def spare(self, x: Tensor) -> list[Tensor]:
-        """Memory to compute in, for blocks up to the size of x."""
-        dtype = torch.float32 if x.element_size() < 4 else x.dtype
-        return [torch.empty(x.shape, dtype=dtype) for _ in range(_SPARE)]
-
-    def fill(
-        self, into: Sequence[Tensor], given: Sequence[Tensor], spare: Sequence[Tensor], numbers: Sequence[float]
-    ) -> tuple[Tensor | None, ...]:
-        """Compute into these tensors from the given ones, in float32 where they are halves; returns the sums."""
-        wide = into
-        if into[0].dtype != spare[0].dtype:
-            given = [tensor.to(spare[0].dtype) for tensor in given]
-            wide = [torch.empty_like(tensor, dtype=spare[0].dtype) for tensor in into]
-        if len(given[0]) != len(spare[0]):  # the last block
-            spare = [tensor[: len(given[0])] for tensor in spare]
-        sums = self.run(*given, *wide, *spare, *numbers)
-        for part, found in zip(into, wide, strict=True):
-            if found is not part:
-                part.copy_(found)
-        return sums or (None,) * len(numbers)
+    def spare(self, pieces: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Memory to compute in beside each block, the same again and again."""
+        full = [torch.empty_like(pieces[0], memory_format=torch.contiguous_format) for _ in range(_SPARE)]
+        return [[memory[: len(piece)] if len(piece) < len(memory) else memory for piece in pieces] for memory in full]
 
 
-def find(table: Mapping[str, Kernel], name: str, numbers: Sequence[float | Tensor]) -> Kernel | None:
-    """The row's kernel, where there is one and no parameter differs between channels."""
-    return None if any(isinstance(number, Tensor) for number in numbers) else table.get(name)
+def find(
+    table: Mapping[str, Kernel], name: str, dtype: torch.dtype, numbers: Sequence[float | Tensor]
+) -> Kernel | None:
+    """The row's kernel, where there is one, no parameter differs between channels, and nothing has to be widened."""
+    return None if dtype in HALVES or any(isinstance(number, Tensor) for number in numbers) else table.get(name)
 
 
 def _gated(factor: Tensor, x: Tensor, rate: float, y: Tensor) -> Tensor:
@@ -74,8 +57,8 @@ def _positive(factor: Tensor, x: Tensor, y: Tensor, edge: float = 0.0) -> Tensor
 
 
 def _bell(x: Tensor, y: Tensor) -> Tensor:
-    """The standard normal density."""
-    return torch.addcmul(x.new_full((), -math.log(SQRT_TAU)), x, x, value=-0.5, out=y).exp_()
+    """e^(-x^2 / 2)."""
+    return torch.addcmul(_NOUGHT, x, x, value=-0.5, out=y).exp_()
 
 
 # --- bounded ----------------------------------------------------------------------------------------------------------
@@ -97,10 +80,6 @@ def _elliott(x: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
 
 
 # --- rectified --------------------------------------------------------------------------------------------------------
-
-
-def _shifted_relu(x: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
-    torch.clamp(x, min=-1, out=y)
 
 
 def _shifted_relu_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
@@ -245,15 +224,15 @@ def _telu_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor) -> Non
 def _phish(x: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
     near = torch.clamp(x, min=-FAR, out=s)
     torch.mul(near, -SQRT_HALF, out=y).erfc_()
-    torch.addcmul(x.new_zeros(()), near, y, value=0.5, out=y).tanh_().mul_(near)
+    torch.addcmul(_NOUGHT, near, y, value=0.5, out=y).tanh_().mul_(near)
 
 
 def _phish_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
     near = torch.clamp(x, -FAR, FAR, out=s)
     twice = torch.mul(near, -SQRT_HALF, out=t).erfc_()  # the distribution function
-    gate_slope = _bell(near, y).mul_(near).add_(twice, alpha=0.5).mul_(near)
-    gate = torch.addcmul(x.new_zeros(()), near, twice, value=0.5, out=t).tanh_()
-    _aten.tanh_backward.grad_input(gate_slope, gate, grad_input=y).add_(gate).mul_(g)
+    rest = _bell(near, y).mul_(near).add_(twice, alpha=SQRT_TAU / 2).mul_(near)
+    gate = torch.addcmul(_NOUGHT, near, twice, value=0.5, out=t).tanh_()
+    torch.add(gate, _aten.tanh_backward.grad_input(rest, gate, grad_input=y), alpha=1 / SQRT_TAU, out=y).mul_(g)
 
 
 def _lisht(x: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
@@ -266,10 +245,6 @@ def _lisht_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor) -> No
 
 
 # --- several ----------------------------------------------------------------------------------------------------------
-
-
-def _bilinear_glu(a: Tensor, b: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
-    torch.mul(a, b, out=y)
 
 
 def _bilinear_glu_gradient(a: Tensor, b: Tensor, g: Tensor, y_a: Tensor, y_b: Tensor, s: Tensor, t: Tensor) -> None:
@@ -289,14 +264,15 @@ def _reglu_gradient(a: Tensor, b: Tensor, g: Tensor, y_a: Tensor, y_b: Tensor, s
 def _geglu(a: Tensor, b: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
     near = torch.clamp(b, min=-FAR, out=s)
     torch.mul(near, -SQRT_HALF, out=y).erfc_()
-    torch.addcmul(b.new_zeros(()), near, y, value=0.5, out=y).mul_(a)
+    torch.addcmul(_NOUGHT, near, y, value=0.5, out=y).mul_(a)
 
 
 def _geglu_gradient(a: Tensor, b: Tensor, g: Tensor, y_a: Tensor, y_b: Tensor, s: Tensor, t: Tensor) -> None:
     near = torch.clamp(b, -FAR, FAR, out=s)
     twice = torch.mul(near, -SQRT_HALF, out=t).erfc_()
-    torch.addcmul(b.new_zeros(()), torch.clamp(b, min=-FAR, out=y_b), twice, value=0.5, out=y_a).mul_(g)
-    torch.mul(_bell(near, y_b).mul_(near).add_(twice, alpha=0.5).mul_(a), g, out=y_b)
+    torch.addcmul(_NOUGHT, torch.clamp(b, min=-FAR, out=y_b), twice, value=0.5, out=y_a).mul_(g)
+    rest = _bell(near, y_b).mul_(near).add_(twice, alpha=SQRT_TAU / 2).mul_(a)
+    torch.addcmul(_NOUGHT, rest, g, value=1 / SQRT_TAU, out=y_b)
 
 
 def _swiglu(a: Tensor, b: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
@@ -308,10 +284,6 @@ def _swiglu_gradient(a: Tensor, b: Tensor, g: Tensor, y_a: Tensor, y_b: Tensor, 
     torch.mul(_aten.silu.out(b, out=s), g, out=y_a)
     near = torch.clamp(b, max=FAR, out=s)
     _aten.silu_backward.grad_input(torch.mul(a, g, out=t), near, grad_input=y_b)
-
-
-def _maxout(a: Tensor, b: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
-    torch.maximum(a, b, out=y)
 
 
 def _crelu(x: Tensor, y_plus: Tensor, y_minus: Tensor, s: Tensor, t: Tensor) -> None:
@@ -329,7 +301,6 @@ _FROM_SIGMOID = -80.0  # torch.sigmoid has no digits left of -88
 VALUES: dict[str, Kernel] = {
     "scaled_tanh": Kernel(run=_scaled_tanh),
     "elliott": Kernel(run=_elliott),
-    "shifted_relu": Kernel(run=_shifted_relu, whole=True),
     "plu": Kernel(run=_plu),
     "relu_squared": Kernel(run=_relu_squared),
     "star_relu": Kernel(run=_star_relu),
@@ -344,21 +315,19 @@ VALUES: dict[str, Kernel] = {
     "telu": Kernel(run=_telu),
     "phish": Kernel(run=_phish),
     "lisht": Kernel(run=_lisht),
-    "bilinear_glu": Kernel(run=_bilinear_glu, whole=True),
     "reglu": Kernel(run=_reglu),
     "geglu": Kernel(run=_geglu),
     "swiglu": Kernel(run=_swiglu),
-    "maxout": Kernel(run=_maxout, whole=True),
     "crelu": Kernel(run=_crelu),
 }
 
 GRADIENTS: dict[str, Kernel] = {
     "scaled_tanh": Kernel(run=_scaled_tanh_gradient),
-    "shifted_relu": Kernel(run=_shifted_relu_gradient, whole=True),
+    "shifted_relu": Kernel(run=_shifted_relu_gradient),
     "relu_squared": Kernel(run=_relu_squared_gradient),
     "star_relu": Kernel(run=_star_relu_gradient),
     "nlrelu": Kernel(run=_nlrelu_gradient),
-    "shifted_softplus": Kernel(run=_shifted_softplus_gradient, whole=True),
+    "shifted_softplus": Kernel(run=_shifted_softplus_gradient),
     "squareplus": Kernel(run=_squareplus_gradient),
     "swish": Kernel(run=_swish_gradient),
     "logish": Kernel(run=_logish_gradient, least=_FROM_SIGMOID),
