@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.overrides import handle_torch_function, has_torch_function
 
 from relume.activations import ACTIVATIONS, Activation, activation
@@ -20,15 +21,13 @@ from relume.nn.kernels import GRADIENTS, HALVES, VALUES, Kernel, find
 # 256 KB), where an operation takes half of what it takes in main memory. Of 2 ** 13 to 2 ** 17 this was the fastest.
 _BLOCK = 2**16
 
-# Rows whose formula is one or two operators of torch. Under plain autograd these keep their digits, and
-# for backward 4 bytes; tests/test_contract.py holds them to it.
-PLAIN = frozenset({"arctan", "exp", "sine", "tailored_relu"})
+# Rows without parameters whose value is one operator of torch, and those of them that autograd can have as they are: it
+# keeps 4 bytes, and the digits.
+SINGLE = frozenset({"arctan", "bilinear_glu", "exp", "maxout", "shifted_relu"})
+PLAIN = frozenset({"exp"})
 
-# Rows whose value is so few operators that a walk through blocks, which ends with a copy, costs more than it saves.
-SIMPLE = frozenset({"aptx", "gaussian", "quick_gelu"})
-
-# Rows whose value is a single operator.
-SINGLE = frozenset({"bilinear_glu", "maxout", "shifted_relu"})
+# Rows whose value is so few operators that a walk through blocks costs more than it saves.
+SIMPLE = frozenset({"aptx", "gaussian", "quick_gelu", "sine"})
 
 
 def apply(input: Tensor, *parameters: float | Tensor, row: str, dim: int = -1) -> Tensor:
@@ -51,30 +50,37 @@ def apply(input: Tensor, *parameters: float | Tensor, row: str, dim: int = -1) -
         raise ActivationError(
             f"{row} takes a tensor of floating point numbers, not {input.dtype}.\nConvert it first: input.float()."
         )
-    _check(activation(row), input, dim, parameters)
-    if row in PLAIN and input.dtype not in HALVES:  # autograd would keep the float32 copy of a half
-        return ACTIVATIONS[row].f(input, **_arguments(ACTIVATIONS[row], input, parameters))
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (input, *tensors)):
-        return _Curve.apply(input, row, dim, *parameters)  # pyright: ignore[reportReturnType] - torch leaves it open
-    return _value(ACTIVATIONS[row], dim, input, parameters)
+    known = activation(row)
+    _check(known, input, dim, parameters)
+    wanted = torch.is_grad_enabled() and (input.requires_grad or any(t.requires_grad for t in tensors))
+    # of a half autograd would keep the float32 copy
+    if row in SINGLE and (row in PLAIN or not wanted) and input.dtype not in HALVES:
+        return known.f(*_parts(input, known.operands, dim))
+    if wanted:
+        curve = _Transformed if _is_transformed() else _Curve
+        return curve.apply(input, row, dim, *parameters)  # pyright: ignore[reportReturnType] - torch leaves it open
+    return _value(known, dim, input, parameters)
 
 
 def _check(row: Activation, input: Tensor, dim: int, parameters: Sequence[float | Tensor]) -> None:
-    shape = tuple(input.shape)
     if len(parameters) != len(row.parameters):
         raise ActivationError(
             f"{row.name} takes {len(row.parameters)} parameters, and {len(parameters)} were given.\n"
             f"In this order: {', '.join(row.parameters) or 'none'}. module({row.name!r}) of relume.nn has the defaults."
         )
     if row.layout != "elementwise" and not -input.dim() <= dim < input.dim():
-        raise ActivationError(f"{row.name} works along dimension {dim}, but the input has shape {shape}.\nSet dim.")
-    if row.operands > 1 and shape[dim] % row.operands:
+        raise ActivationError(
+            f"{row.name} works along dimension {dim}, but the input has shape {tuple(input.shape)}.\nSet dim."
+        )
+    if row.operands > 1 and input.shape[dim] % row.operands:
+        shape = tuple(input.shape)
         raise ActivationError(
             f"{row.name} splits dimension {dim} into {row.operands} equal parts, but the input has shape {shape}.\n"
             f"Give the layer before it {row.operands} times as many units, or set dim."
         )
     for tensor in (p for p in parameters if isinstance(p, Tensor)):
-        if tensor.numel() != 1 and (input.dim() < 2 or tensor.numel() != shape[1]):
+        if tensor.numel() != 1 and (input.dim() < 2 or tensor.numel() != input.shape[1]):
+            shape = tuple(input.shape)
             raise ActivationError(
                 f"{row.name} has parameters for {tensor.numel()} channels, but the input has shape {shape}.\n"
                 "Channels are dimension 1; set num_parameters to their number, or to 1 for all."
@@ -84,6 +90,19 @@ def _check(row: Activation, input: Tensor, dim: int, parameters: Sequence[float 
 class _Curve(torch.autograd.Function):
     """A row as one step of autograd; the derivative of its backward is that of the row's `df`."""
 
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, row: str, dim: int, *parameters: float | Tensor) -> Tensor:  # pyright: ignore
+        _keep(ctx, input, row, dim, *parameters)
+        return _value(ACTIVATIONS[row], dim, input, parameters)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _chain(ctx, grad)
+
+
+class _Transformed(torch.autograd.Function):
+    """The same where functions are transformed or compiled, which takes autograd three times as long to set up."""
+
     generate_vmap_rule = True
 
     @staticmethod
@@ -92,18 +111,31 @@ class _Curve(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        input, ctx.row, ctx.dim, *parameters = inputs
-        ctx.numbers = [None if isinstance(p, Tensor) else p for p in parameters]
-        ctx.save_for_backward(input, *[p for p in parameters if isinstance(p, Tensor)])
+        _keep(ctx, *inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        input, *tensors = ctx.saved_tensors
-        left = list(tensors)
-        parameters = [left.pop(0) if number is None else number for number in ctx.numbers]
-        wanted = ctx.needs_input_grad
-        found = _gradients(ACTIVATIONS[ctx.row], ctx.dim, input, grad, parameters, [wanted[0], *wanted[3:]])
-        return (found[0], None, None, *found[1:])
+        return _chain(ctx, grad)
+
+
+def _keep(ctx: Any, input: Tensor, row: str, dim: int, *parameters: float | Tensor) -> None:
+    ctx.row, ctx.dim = row, dim
+    ctx.numbers = [None if isinstance(p, Tensor) else p for p in parameters]
+    ctx.save_for_backward(input, *[p for p in parameters if isinstance(p, Tensor)])
+
+
+def _chain(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    input, *tensors = ctx.saved_tensors
+    parameters = [tensors.pop(0) if number is None else number for number in ctx.numbers]
+    wanted = ctx.needs_input_grad
+    found = _gradients(ACTIVATIONS[ctx.row], ctx.dim, input, grad, parameters, [wanted[0], *wanted[3:]])
+    return (found[0], None, None, *found[1:])
+
+
+def _is_transformed() -> bool:
+    """Whether a function is being compiled, mapped or differentiated, so that nothing may be written in place."""
+    # of the transforms of torch.func there is no public question to ask
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 # --- a large tensor, block by block -----------------------------------------------------------------------------------
@@ -112,7 +144,7 @@ class _Curve(torch.autograd.Function):
 def _value(row: Activation, dim: int, input: Tensor, parameters: Sequence[float | Tensor]) -> Tensor:
     if row.name in SINGLE:
         return _whole_value(row, dim, input, parameters)
-    cut = _cut(row, dim, input, parameters, 2 * _BLOCK)
+    cut = _cut(row, dim, input, parameters)
     if cut is None:
         return _whole_value(row, dim, input, parameters)
     numbers = _numbers(parameters)
@@ -141,7 +173,7 @@ def _value(row: Activation, dim: int, input: Tensor, parameters: Sequence[float 
 def _gradients(
     row: Activation, dim: int, input: Tensor, grad: Tensor, parameters: Sequence[float | Tensor], wanted: Sequence[bool]
 ) -> list[Tensor | None]:
-    cut = None if torch.is_grad_enabled() else _cut(row, dim, input, parameters, _BLOCK)
+    cut = None if torch.is_grad_enabled() else _cut(row, dim, input, parameters)
     if cut is None:
         return _whole_gradients(row, dim, input, grad, parameters, wanted)
     numbers = _numbers(parameters)
@@ -176,6 +208,8 @@ def _walk(
 
     Of Python there is as little as can be between blocks: beside a cache full of numbers, every line takes long.
     """
+    if kernel:  # needs less memory than a formula
+        rows = len(parts[0]) if kernel.whole else 2 * rows
     pieces = [part.split(rows) for part in parts]
     run, least = by_formula, -math.inf
     if kernel:
@@ -197,15 +231,11 @@ def _numbers(parameters: Sequence[float | Tensor]) -> list[float | Tensor]:
     return [p.item() if isinstance(p, Tensor) and p.numel() == 1 else p for p in parameters]
 
 
-def _cut(
-    row: Activation, dim: int, input: Tensor, parameters: Sequence[float | Tensor], block: int
-) -> tuple[bool, int] | None:
+def _cut(row: Activation, dim: int, input: Tensor, parameters: Sequence[float | Tensor]) -> tuple[bool, int] | None:
     """How to walk through a large tensor on the CPU: whether as one line, and how many rows of it at a time."""
-    # blocks are written in place, which transforms of functions cannot follow; this question has no public name
-    mapped = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    if torch.compiler.is_compiling() or mapped or input.device.type != "cpu":
+    if type(input) not in (Tensor, Parameter) or input.device.type != "cpu" or _is_transformed():
         return None
-    block *= torch.get_num_threads()
+    block = _BLOCK * torch.get_num_threads()
     if input.numel() < 2 * block:
         return None
     single = all(not isinstance(p, Tensor) or p.numel() == 1 for p in parameters)
@@ -282,6 +312,8 @@ def _sums(
 
 def _arguments(row: Activation, x: Tensor, parameters: Sequence[float | Tensor]) -> dict[str, Any]:
     """The row's parameters by name, tensors in the precision to compute in and shaped to broadcast against x."""
+    if not parameters:
+        return {}
     dtype = torch.float32 if x.dtype in HALVES else x.dtype
     values = [_beside(x, p.to(dtype)) if isinstance(p, Tensor) else p for p in parameters]
     return dict(zip(row.parameters, values, strict=True))

@@ -11,6 +11,7 @@ row learns. Both may overwrite two more tensors, s and t, of an operand's size; 
 """
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,11 +33,28 @@ class Kernel:
 
     run: Callable[..., tuple[Tensor, ...] | None]
     least: float = -math.inf  # a block with anything left of this is left to the formula
+    whole: bool = False  # a single operator gains nothing from blocks
 
     def spare(self, pieces: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Memory to compute in beside each block, the same again and again."""
-        full = [torch.empty_like(pieces[0], memory_format=torch.contiguous_format) for _ in range(_SPARE)]
-        return [[memory[: len(piece)] if len(piece) < len(memory) else memory for piece in pieces] for memory in full]
+        """Memory to compute in beside each block: the same for all, and kept for the next call."""
+        first = pieces[0]
+        size = 0 if self.whole else first.numel()
+        held = _held.memory.get(first.dtype)
+        if held is None or held.shape[1] < size:
+            with torch.inference_mode(False):  # what is made within it could not be written to outside
+                held = _held.memory[first.dtype] = torch.empty(_SPARE, size, dtype=first.dtype)
+        full = [held[i, :size].view(first.shape if size else (0,)) for i in range(_SPARE)]
+        return [[memory] * (len(pieces) - 1) + [memory[: len(pieces[-1])]] for memory in full]
+
+
+class _Held(threading.local):
+    """Memory that is kept: to ask the system for new pages takes as long as an operation on them."""
+
+    def __init__(self) -> None:
+        self.memory: dict[torch.dtype, Tensor] = {}
+
+
+_held = _Held()
 
 
 def find(
@@ -74,12 +92,29 @@ def _scaled_tanh_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor)
     _gated(_gated(g, left, 4 / 3, y), left, -4 / 3, y).mul_(4 * 1.7159 * 2 / 3)
 
 
+def _arctan_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
+    torch.div(g, torch.square(x, out=s).add_(1), out=y)
+
+
 def _elliott(x: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
     below = torch.abs(torch.clamp(x, -FAR, FAR, out=y), out=s).add_(1)
     y.clamp_(min=0).add_(0.5).div_(below)
 
 
+def _sine_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor, omega: float) -> None:
+    torch.mul(x, omega, out=y).cos_().mul_(g).mul_(omega)
+
+
 # --- rectified --------------------------------------------------------------------------------------------------------
+
+
+def _tailored_relu(x: Tensor, y: Tensor, s: Tensor, t: Tensor, negative_slope: float) -> None:
+    _aten.leaky_relu.out(x, negative_slope, out=y).mul_(math.sqrt(2 / (1 + negative_slope**2)))
+
+
+def _tailored_relu_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor, negative_slope: float) -> None:
+    _aten.leaky_relu_backward.grad_input(g, x, negative_slope, False, grad_input=y)
+    y.mul_(math.sqrt(2 / (1 + negative_slope**2)))
 
 
 def _shifted_relu_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
@@ -229,10 +264,11 @@ def _phish(x: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
 
 def _phish_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
     near = torch.clamp(x, -FAR, FAR, out=s)
-    twice = torch.mul(near, -SQRT_HALF, out=t).erfc_()  # the distribution function
-    rest = _bell(near, y).mul_(near).add_(twice, alpha=SQRT_TAU / 2).mul_(near)
-    gate = torch.addcmul(_NOUGHT, near, twice, value=0.5, out=t).tanh_()
-    torch.add(gate, _aten.tanh_backward.grad_input(rest, gate, grad_input=y), alpha=1 / SQRT_TAU, out=y).mul_(g)
+    torch.mul(near, -SQRT_HALF, out=t).erfc_()
+    gelu = torch.addcmul(_NOUGHT, near, t, value=0.5, out=t)
+    rest = torch.addcmul(gelu, _bell(near, y).mul_(near), near, value=1 / SQRT_TAU, out=y)  # x times the slope of gelu
+    gate = gelu.tanh_()
+    _aten.tanh_backward.grad_input(rest, gate, grad_input=y).add_(gate).mul_(g)
 
 
 def _lisht(x: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
@@ -268,10 +304,11 @@ def _geglu(a: Tensor, b: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
 
 
 def _geglu_gradient(a: Tensor, b: Tensor, g: Tensor, y_a: Tensor, y_b: Tensor, s: Tensor, t: Tensor) -> None:
-    near = torch.clamp(b, -FAR, FAR, out=s)
+    near = torch.clamp(b, min=-FAR, out=s)
     twice = torch.mul(near, -SQRT_HALF, out=t).erfc_()
-    torch.addcmul(_NOUGHT, torch.clamp(b, min=-FAR, out=y_b), twice, value=0.5, out=y_a).mul_(g)
-    rest = _bell(near, y_b).mul_(near).add_(twice, alpha=SQRT_TAU / 2).mul_(a)
+    torch.mul(torch.addcmul(_NOUGHT, near, twice, value=0.5), g, out=y_a)
+    near.clamp_(max=FAR)
+    rest = twice.mul_(SQRT_TAU / 2).addcmul_(_bell(near, torch.empty_like(near)), near).mul_(a)
     torch.addcmul(_NOUGHT, rest, g, value=1 / SQRT_TAU, out=y_b)
 
 
@@ -281,9 +318,8 @@ def _swiglu(a: Tensor, b: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
 
 
 def _swiglu_gradient(a: Tensor, b: Tensor, g: Tensor, y_a: Tensor, y_b: Tensor, s: Tensor, t: Tensor) -> None:
-    torch.mul(_aten.silu.out(b, out=s), g, out=y_a)
-    near = torch.clamp(b, max=FAR, out=s)
-    _aten.silu_backward.grad_input(torch.mul(a, g, out=t), near, grad_input=y_b)
+    torch.mul(_aten.silu.out(s.copy_(b), out=t), g, out=y_a)
+    _aten.silu_backward.grad_input(torch.mul(a, g, out=t), s.clamp_(max=FAR), grad_input=y_b)
 
 
 def _crelu(x: Tensor, y_plus: Tensor, y_minus: Tensor, s: Tensor, t: Tensor) -> None:
@@ -301,6 +337,7 @@ _FROM_SIGMOID = -80.0  # torch.sigmoid has no digits left of -88
 VALUES: dict[str, Kernel] = {
     "scaled_tanh": Kernel(run=_scaled_tanh),
     "elliott": Kernel(run=_elliott),
+    "tailored_relu": Kernel(run=_tailored_relu),
     "plu": Kernel(run=_plu),
     "relu_squared": Kernel(run=_relu_squared),
     "star_relu": Kernel(run=_star_relu),
@@ -323,11 +360,14 @@ VALUES: dict[str, Kernel] = {
 
 GRADIENTS: dict[str, Kernel] = {
     "scaled_tanh": Kernel(run=_scaled_tanh_gradient),
-    "shifted_relu": Kernel(run=_shifted_relu_gradient),
+    "arctan": Kernel(run=_arctan_gradient),
+    "sine": Kernel(run=_sine_gradient),
+    "tailored_relu": Kernel(run=_tailored_relu_gradient),
+    "shifted_relu": Kernel(run=_shifted_relu_gradient, whole=True),
     "relu_squared": Kernel(run=_relu_squared_gradient),
     "star_relu": Kernel(run=_star_relu_gradient),
     "nlrelu": Kernel(run=_nlrelu_gradient),
-    "shifted_softplus": Kernel(run=_shifted_softplus_gradient),
+    "shifted_softplus": Kernel(run=_shifted_softplus_gradient, whole=True),
     "squareplus": Kernel(run=_squareplus_gradient),
     "swish": Kernel(run=_swish_gradient),
     "logish": Kernel(run=_logish_gradient, least=_FROM_SIGMOID),
