@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
@@ -166,7 +165,7 @@ def _value(row: Activation, dim: int, input: Tensor, parameters: Sequence[float 
 
     parts = (*_parts(source, row.operands, dim), *_parts(target, row.outputs, dim))
     kernel = find(VALUES, row.name, input.dtype, numbers)
-    _walk(kernel, by_formula, parts, row.operands - 1, rows, numbers)
+    _walk(kernel, by_formula, parts, rows, numbers)
     return result
 
 
@@ -192,7 +191,7 @@ def _gradients(
 
     parts = (*_parts(source, row.operands, dim), *_parts(above, row.outputs, dim), *_parts(target, row.operands, dim))
     kernel = find(GRADIENTS, row.name, input.dtype, numbers)
-    sums = _walk(kernel, by_formula, parts, row.operands - 1, rows, numbers)
+    sums = _walk(kernel, by_formula, parts, rows, numbers)
     return [result if wanted[0] else None, *_cast(sums, parameters, wanted[1:])]
 
 
@@ -200,7 +199,6 @@ def _walk(
     kernel: Kernel | None,
     by_formula: Callable[..., Sequence[Tensor | None] | None],
     parts: Sequence[Tensor],
-    gate: int,
     rows: int,
     numbers: Sequence[float | Tensor],
 ) -> list[Tensor | None]:
@@ -211,15 +209,16 @@ def _walk(
     if kernel:  # needs less memory than a formula
         rows = len(parts[0]) if kernel.whole else 2 * rows
     pieces = [part.split(rows) for part in parts]
-    run, least = by_formula, -math.inf
+    run = by_formula
     if kernel:
-        run, least = kernel.run, kernel.least
+        run = kernel.run
         pieces += kernel.spare(pieces[0])
     sums: list[Tensor | None] = [None] * len(numbers)
     with reusing_memory():
         for blocks in zip(*pieces, strict=True):
-            serves = least == -math.inf or blocks[gate].amin().item() > least  # not where there is a NaN
-            found = run(*blocks, *numbers) if serves else by_formula(*blocks)
+            found = run(*blocks, *numbers)
+            if found is NotImplemented:
+                found = by_formula(*blocks)
             if found:
                 pairs = zip(sums, found, strict=True)
                 sums = [old if new is None else new if old is None else old + new for old, new in pairs]

@@ -7,7 +7,8 @@ ways of computing a row to the same bounds.
 
 A function in `VALUES` takes the operands, then the outputs, which it fills. One in `GRADIENTS` takes the operands, the
 gradients from above, one for each output, and those of the operands, which it fills; it returns the sums for what the
-row learns. Both may overwrite two more tensors, s and t, of an operand's size; then come the row's parameters.
+row learns. Both may overwrite two more tensors, s and t, of an operand's size; then come the row's parameters. What
+gives NotImplemented has no digits for this block, which is left to the formula.
 """
 
 import math
@@ -22,6 +23,7 @@ from relume.activations.calculus import SQRT_HALF, SQRT_TAU
 from relume.activations.primitives import FAR
 
 _aten = torch.ops.aten
+_MOST = float(torch.finfo(torch.float32).max)
 _SPARE = 2
 _NOUGHT = torch.zeros(())  # addcmul with it is a product of three in one pass
 HALVES = (torch.float16, torch.bfloat16)
@@ -31,8 +33,7 @@ HALVES = (torch.float16, torch.bfloat16)
 class Kernel:
     """How a row's value, or its gradient, is computed in the memory that is given."""
 
-    run: Callable[..., tuple[Tensor, ...] | None]
-    least: float = -math.inf  # a block with anything left of this is left to the formula
+    run: Callable[..., Sequence[Tensor] | None]
     whole: bool = False  # a single operator gains nothing from blocks
 
     def spare(self, pieces: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -48,7 +49,7 @@ class Kernel:
 
 
 class _Held(threading.local):
-    """Memory that is kept: to ask the system for new pages takes as long as an operation on them."""
+    """What each thread keeps: to ask the system for new pages takes as long as an operation on them."""
 
     def __init__(self) -> None:
         self.memory: dict[torch.dtype, Tensor] = {}
@@ -67,6 +68,11 @@ def find(
 def _gated(factor: Tensor, x: Tensor, rate: float, y: Tensor) -> Tensor:
     """factor / (1 + e^(-rate x)), with its digits as far left as the type has numbers: softplus has this backward."""
     return _aten.softplus_backward.grad_input(factor, x, rate, 80.0, grad_input=y)
+
+
+def _is_far_left(x: Tensor) -> bool:
+    """Whether torch.sigmoid, and silu, have no digits for some of x; also where there is a NaN."""
+    return not x.amin().item() > -80.0  # at -88 they overflow
 
 
 def _positive(factor: Tensor, x: Tensor, y: Tensor, edge: float = 0.0) -> Tensor:
@@ -109,7 +115,11 @@ def _sine_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor, omega:
 
 
 def _tailored_relu(x: Tensor, y: Tensor, s: Tensor, t: Tensor, negative_slope: float) -> None:
-    _aten.leaky_relu.out(x, negative_slope, out=y).mul_(math.sqrt(2 / (1 + negative_slope**2)))
+    if negative_slope:
+        _aten.leaky_relu.out(x, negative_slope, out=y)
+    else:  # 0 times infinity is no number
+        torch.clamp(x, min=0, out=y)
+    y.mul_(math.sqrt(2 / (1 + negative_slope**2)))
 
 
 def _tailored_relu_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor, negative_slope: float) -> None:
@@ -142,7 +152,7 @@ def _star_relu(x: Tensor, y: Tensor, s: Tensor, t: Tensor, scale: float, bias: f
 
 def _star_relu_gradient(
     x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor, scale: float, bias: float
-) -> tuple[Tensor, ...]:
+) -> Sequence[Tensor]:
     relu = torch.clamp(x, 0, math.inf if scale else FAR, out=s)
     above = torch.mul(relu, g, out=t)
     torch.mul(above, 2 * scale, out=y)
@@ -202,35 +212,47 @@ def _swish(x: Tensor, y: Tensor, s: Tensor, t: Tensor, beta: float) -> None:
     _gated(near, x, beta, y)
 
 
-def _swish_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor, beta: float) -> tuple[Tensor, ...]:
+def _swish_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor, beta: float) -> Sequence[Tensor]:
     near = torch.clamp(x, -FAR, FAR, out=s)
     rest = _gated(_gated(near, near, beta, t), near, -beta, t)  # x times the slope of the logistic function of beta x
     torch.mul(near, beta, out=y).sigmoid_().add_(rest, alpha=beta).mul_(g)
     return (rest.mul_(near).mul_(g).sum(),)
 
 
-def _logish(x: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
+def _logish(x: Tensor, y: Tensor, s: Tensor, t: Tensor) -> Sequence[Tensor] | None:
+    if _is_far_left(x):
+        return NotImplemented
     torch.sigmoid(x, out=y).log1p_().mul_(x)
+    return None
 
 
-def _logish_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
+def _logish_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor) -> Sequence[Tensor] | None:
+    if _is_far_left(x):
+        return NotImplemented
     share, near = torch.sigmoid(x, out=s), torch.clamp(x, max=FAR, out=t)
     rest = _aten.sigmoid_backward.grad_input(near, share, grad_input=t)
     torch.log1p(share, out=y).add_(rest.div_(share.add_(1))).mul_(g)
+    return None
 
 
-def _smish(x: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
+def _smish(x: Tensor, y: Tensor, s: Tensor, t: Tensor) -> Sequence[Tensor] | None:
+    if _is_far_left(x):
+        return NotImplemented
     share = torch.sigmoid(x, out=s)
     torch.add(share, 2, out=y).mul_(share)
     y.div_(torch.add(y, 2, out=s)).mul_(x)
+    return None
 
 
-def _smish_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
+def _smish_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor) -> Sequence[Tensor] | None:
+    if _is_far_left(x):
+        return NotImplemented
     share, near = torch.sigmoid(x, out=s), torch.clamp(x, max=FAR, out=t)
     rest = _aten.sigmoid_backward.grad_input(near, share, grad_input=t).mul_(torch.add(share, 1, out=y))
     y.add_(1).mul_(share)
     below = torch.add(y, 2, out=s)
     y.add_(rest.div_(below), alpha=4).div_(below).mul_(g)
+    return None
 
 
 def _serf(x: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
@@ -304,12 +326,12 @@ def _geglu(a: Tensor, b: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
 
 
 def _geglu_gradient(a: Tensor, b: Tensor, g: Tensor, y_a: Tensor, y_b: Tensor, s: Tensor, t: Tensor) -> None:
-    near = torch.clamp(b, min=-FAR, out=s)
+    near = torch.clamp(b, -_MOST, _MOST, out=s)
     twice = torch.mul(near, -SQRT_HALF, out=t).erfc_()
-    torch.mul(torch.addcmul(_NOUGHT, near, twice, value=0.5), g, out=y_a)
-    near.clamp_(max=FAR)
-    rest = twice.mul_(SQRT_TAU / 2).addcmul_(_bell(near, torch.empty_like(near)), near).mul_(a)
-    torch.addcmul(_NOUGHT, rest, g, value=1 / SQRT_TAU, out=y_b)
+    gelu = torch.mul(near, twice)  # twice that, and infinite again at infinity
+    torch.addcmul(_NOUGHT, gelu, g, value=0.5, out=y_a)
+    twice.addcmul_(_bell(near, gelu), near, value=2 / SQRT_TAU)
+    torch.mul(torch.addcmul(_NOUGHT, twice, g, value=0.5, out=s), a, out=y_b)
 
 
 def _swiglu(a: Tensor, b: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
@@ -317,9 +339,14 @@ def _swiglu(a: Tensor, b: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
     torch.mul(_gated(near, near, 1.0, t), a, out=y)
 
 
-def _swiglu_gradient(a: Tensor, b: Tensor, g: Tensor, y_a: Tensor, y_b: Tensor, s: Tensor, t: Tensor) -> None:
-    torch.mul(_aten.silu.out(s.copy_(b), out=t), g, out=y_a)
-    _aten.silu_backward.grad_input(torch.mul(a, g, out=t), s.clamp_(max=FAR), grad_input=y_b)
+def _swiglu_gradient(
+    a: Tensor, b: Tensor, g: Tensor, y_a: Tensor, y_b: Tensor, s: Tensor, t: Tensor
+) -> Sequence[Tensor] | None:
+    if _is_far_left(s.copy_(b)):
+        return NotImplemented
+    torch.mul(_aten.silu.out(s, out=t), g, out=y_a)
+    torch.mul(_aten.silu_backward.grad_input(g, s.clamp_(max=FAR), grad_input=t), a, out=y_b)
+    return None
 
 
 def _crelu(x: Tensor, y_plus: Tensor, y_minus: Tensor, s: Tensor, t: Tensor) -> None:
@@ -331,8 +358,6 @@ def _crelu_gradient(x: Tensor, g_plus: Tensor, g_minus: Tensor, y: Tensor, s: Te
     minus = torch.neg(x, out=s)
     torch.sub(_positive(g_plus, x, y), _positive(g_minus, minus, s), out=y)
 
-
-_FROM_SIGMOID = -80.0  # torch.sigmoid has no digits left of -88
 
 VALUES: dict[str, Kernel] = {
     "scaled_tanh": Kernel(run=_scaled_tanh),
@@ -346,8 +371,8 @@ VALUES: dict[str, Kernel] = {
     "squareplus": Kernel(run=_squareplus),
     "snake": Kernel(run=_snake),
     "swish": Kernel(run=_swish),
-    "logish": Kernel(run=_logish, least=_FROM_SIGMOID),
-    "smish": Kernel(run=_smish, least=_FROM_SIGMOID),
+    "logish": Kernel(run=_logish),
+    "smish": Kernel(run=_smish),
     "serf": Kernel(run=_serf),
     "telu": Kernel(run=_telu),
     "phish": Kernel(run=_phish),
@@ -370,8 +395,8 @@ GRADIENTS: dict[str, Kernel] = {
     "shifted_softplus": Kernel(run=_shifted_softplus_gradient, whole=True),
     "squareplus": Kernel(run=_squareplus_gradient),
     "swish": Kernel(run=_swish_gradient),
-    "logish": Kernel(run=_logish_gradient, least=_FROM_SIGMOID),
-    "smish": Kernel(run=_smish_gradient, least=_FROM_SIGMOID),
+    "logish": Kernel(run=_logish_gradient),
+    "smish": Kernel(run=_smish_gradient),
     "serf": Kernel(run=_serf_gradient),
     "telu": Kernel(run=_telu_gradient),
     "phish": Kernel(run=_phish_gradient),
@@ -379,6 +404,6 @@ GRADIENTS: dict[str, Kernel] = {
     "bilinear_glu": Kernel(run=_bilinear_glu_gradient),
     "reglu": Kernel(run=_reglu_gradient),
     "geglu": Kernel(run=_geglu_gradient),
-    "swiglu": Kernel(run=_swiglu_gradient, least=_FROM_SIGMOID),
+    "swiglu": Kernel(run=_swiglu_gradient),
     "crelu": Kernel(run=_crelu_gradient),
 }
