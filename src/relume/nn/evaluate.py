@@ -157,10 +157,11 @@ def _value(row: Activation, dim: int, input: Tensor, parameters: Sequence[float 
     flat, rows = cut
     source, target = (input.view(-1), result.view(-1)) if flat else (input, result)
     arguments = _arguments(row, source, numbers)
+    given = row.operands + row.outputs
 
-    def by_formula(*blocks: Tensor) -> None:
+    def by_formula(*blocks: Tensor) -> None:  # of operands and outputs; what else a kernel is given it leaves alone
         found = row.f(*map(_wide, blocks[: row.operands]), **arguments)
-        for part, y in zip(found if row.outputs > 1 else (found,), blocks[row.operands :], strict=False):
+        for part, y in zip(found if row.outputs > 1 else (found,), blocks[row.operands : given], strict=True):
             y.copy_(part)
 
     parts = (*_parts(source, row.operands, dim), *_parts(target, row.outputs, dim))
@@ -208,11 +209,10 @@ def _walk(
     """
     if kernel:  # needs less memory than a formula
         rows = len(parts[0]) if kernel.whole else 2 * rows
-    pieces = [part.split(rows) for part in parts]
-    run = by_formula
+    pieces: list[Sequence[Tensor]] = [part.split(rows) for part in parts]
     if kernel:
-        run = kernel.run
         pieces += kernel.spare(pieces[0])
+    run = kernel.run if kernel else by_formula
     sums: list[Tensor | None] = [None] * len(numbers)
     with reusing_memory():
         for blocks in zip(*pieces, strict=True):

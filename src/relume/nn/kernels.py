@@ -25,6 +25,7 @@ from relume.activations.primitives import FAR
 _aten = torch.ops.aten
 _MOST = float(torch.finfo(torch.float32).max)
 _SPARE = 2
+_KEPT = 2**21  # numbers of spare memory that are kept at most, two times; more than 16 threads work on at a time
 _NOUGHT = torch.zeros(())  # addcmul with it is a product of three in one pass
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -36,16 +37,24 @@ class Kernel:
     run: Callable[..., Sequence[Tensor] | None]
     whole: bool = False  # a single operator gains nothing from blocks
 
-    def spare(self, pieces: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Memory to compute in beside each block: the same for all, and kept for the next call."""
-        first = pieces[0]
+    def spare(self, pieces: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """Memory to compute in beside each block, the same for all, with its order of dimensions."""
+        first, last = pieces[0], pieces[-1]
         size = 0 if self.whole else first.numel()
         held = _held.memory.get(first.dtype)
         if held is None or held.shape[1] < size:
             with torch.inference_mode(False):  # what is made within it could not be written to outside
-                held = _held.memory[first.dtype] = torch.empty(_SPARE, size, dtype=first.dtype)
-        full = [held[i, :size].view(first.shape if size else (0,)) for i in range(_SPARE)]
-        return [[memory] * (len(pieces) - 1) + [memory[: len(pieces[-1])]] for memory in full]
+                held = torch.empty(_SPARE, size, dtype=first.dtype)
+            if size <= _KEPT:
+                _held.memory[first.dtype] = held
+        if not size:
+            return [[memory] * len(pieces) for memory in held]
+        dense = 1 + sum((n - 1) * k for n, k in zip(first.shape, first.stride(), strict=True)) == size
+        full = [
+            memory.as_strided(first.shape, first.stride()) if dense else memory[:size].view(first.shape)
+            for memory in held
+        ]
+        return [[memory] * (len(pieces) - 1) + [memory[: len(last)]] for memory in full]
 
 
 class _Held(threading.local):

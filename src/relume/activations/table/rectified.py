@@ -23,7 +23,7 @@ from relume.activations.row import Activation, Parameter, Tail
 
 def _star_relu(x: Any, scale: Any, bias: Any) -> Any:
     x = clip(x, 0.0, far_where(scale == 0))
-    return plus(times(scale * x, x), bias, last=True)
+    return plus(times(scale * x, x), bias)
 
 
 # Training may move the left threshold past the right one, of which the paper says nothing: then the two count as one.
