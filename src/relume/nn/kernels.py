@@ -26,6 +26,7 @@ _aten = torch.ops.aten
 _MOST = float(torch.finfo(torch.float32).max)
 _SPARE = 2
 _KEPT = 2**21  # numbers of spare memory that are kept at most, two times; more than 16 threads work on at a time
+_ONE = torch.ones(())
 _NOUGHT = torch.zeros(())  # addcmul with it is a product of three in one pass
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -103,8 +104,8 @@ def _scaled_tanh(x: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
 
 def _scaled_tanh_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
     # the slope of tanh(u) is 4 s (1 - s) for the logistic s of 2u; it is even in u, and left of 0 keeps its digits
-    left = torch.abs(x, out=s).neg_()
-    _gated(_gated(g, left, 4 / 3, y), left, -4 / 3, y).mul_(4 * 1.7159 * 2 / 3)
+    share = _gated(_ONE, torch.abs(x, out=s), -4 / 3, s)
+    _aten.sigmoid_backward.grad_input(g, share, grad_input=y).mul_(4 * 1.7159 * 2 / 3)
 
 
 def _arctan_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
@@ -114,6 +115,13 @@ def _arctan_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor) -> N
 def _elliott(x: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
     below = torch.abs(torch.clamp(x, -FAR, FAR, out=y), out=s).add_(1)
     y.clamp_(min=0).add_(0.5).div_(below)
+
+
+def _isru(x: Tensor, y: Tensor, s: Tensor, t: Tensor, alpha: float) -> None:
+    far = 1e18 / max(1.0, math.sqrt(alpha))  # alpha times its square is no infinity, in float32 too
+    near = torch.clamp(x, -far, far, out=y)
+    torch.square(near, out=s)
+    near.div_((s if alpha == 1 else s.mul_(alpha)).add_(1).sqrt_())
 
 
 def _sine_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor, omega: float) -> None:
@@ -371,6 +379,7 @@ def _crelu_gradient(x: Tensor, g_plus: Tensor, g_minus: Tensor, y: Tensor, s: Te
 VALUES: dict[str, Kernel] = {
     "scaled_tanh": Kernel(run=_scaled_tanh),
     "elliott": Kernel(run=_elliott),
+    "isru": Kernel(run=_isru),
     "tailored_relu": Kernel(run=_tailored_relu),
     "plu": Kernel(run=_plu),
     "relu_squared": Kernel(run=_relu_squared),
