@@ -160,7 +160,8 @@ def measure(functions: dict[str, Function], elements: int, rounds: int) -> dict[
             times[name]["both"].append(_both(functions[name], leaf))
     return {
         name: {
-            part: np.quantile(np.array(t[first:]) * 1e3, [0.25, 0.5, 0.75]).round(4).tolist() for part, t in parts.items()
+            part: np.quantile(np.array(taken[first:]) * 1e3, [0.25, 0.5, 0.75]).round(4).tolist()
+            for part, taken in parts.items()
         }
         for name, parts in times.items()
     }
