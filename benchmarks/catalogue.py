@@ -3,10 +3,15 @@
     python benchmarks/catalogue.py                  # 1e6 elements: prints a table, writes results/catalogue.json
     python benchmarks/catalogue.py --elements 16e6  # larger than the cache
     python benchmarks/catalogue.py --costs          # also writes the costs that relume ships
+    python benchmarks/catalogue.py --keep-memory    # freed memory stays with the process
 
-One thread. All candidates for a row take turns, so that what else the machine does falls on all of them; a number is
-the median of the rounds, and its spread the quartiles. `module` is what `relume.nn.module` builds, `kept` relume's own
-version where torch has one too, `eager` the function as people compose it from torch's operators.
+One thread, processor time. All candidates for a row take turns, each as often first, so that what else the machine does
+falls on all of them, and so does the memory that the one before has left; a number is the median of the rounds, and its
+spread the quartiles. Memory is as a program finds it: glibc gives large tensors back when they are freed, and new pages
+cost whoever makes many of them. With --keep-memory nobody pays for pages, and only arithmetic is compared.
+
+`module` is what `relume.nn.module` builds, `kept` relume's own version where torch has one too, `eager` the function as
+people compose it from torch's operators.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ from relume.nn.flaws import saved_bytes
 
 RESULTS = Path(__file__).parent / "results" / "catalogue.json"
 WIDTH = 1000
-# Glibc shall keep what is freed, as any long run of one shape does; pages that are new each time would hide the rest.
+# With these glibc keeps what is freed.
 KEEPS_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 Function = Callable[[Tensor], Tensor]
 
@@ -145,13 +150,18 @@ def measure(functions: dict[str, Function], elements: int, rounds: int) -> dict[
     x = torch.randn(elements // WIDTH, WIDTH, generator=torch.Generator().manual_seed(0))
     leaf = x.clone().requires_grad_()
     times: dict[str, dict[str, list[float]]] = {name: {"forward": [], "both": []} for name in functions}
-    for _ in range(rounds + 2):
-        for name, function in functions.items():
-            times[name]["forward"].append(_forward(function, x))
-            times[name]["both"].append(_both(function, leaf))
-    return {  # the first two rounds fill caches and pools of memory
+    names = list(functions)
+    first = 2 if elements < 1e7 else 1  # what fills caches and pools of memory; so large tensors are in neither
+    for turn in range(first + rounds):
+        for name in (
+            names[turn % len(names) :] + names[: turn % len(names)]
+        ):  # nobody always finds the memory of another
+            times[name]["forward"].append(_forward(functions[name], x))
+            times[name]["both"].append(_both(functions[name], leaf))
+    return {
         name: {
-            part: np.quantile(np.array(t[2:]) * 1e3, [0.25, 0.5, 0.75]).round(4).tolist() for part, t in parts.items()
+            part: np.quantile(np.array(taken[first:]) * 1e3, [0.25, 0.5, 0.75]).round(4).tolist()
+            for part, taken in parts.items()
         }
         for name, parts in times.items()
     }
@@ -162,9 +172,10 @@ def main() -> None:
     parser.add_argument("--elements", type=float, default=1e6)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="*", help="rows to time; nothing is written then")
+    parser.add_argument("--keep-memory", action="store_true", help="leave out what new pages of memory cost")
     parser.add_argument("--costs", action="store_true", help="write the costs that the package ships")
     chosen = parser.parse_args()
-    if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
+    if chosen.keep_memory and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEPS_MEMORY})
     torch.set_num_threads(1)
     rows: dict[str, Any] = {}
@@ -193,7 +204,7 @@ def main() -> None:
         "command": " ".join(["python", "benchmarks/catalogue.py", *sys.argv[1:]]),
         "elements": int(chosen.elements),
     }
-    key = f"{chosen.elements:.0e}"
+    key = f"{chosen.elements:.2g}{' keep-memory' if chosen.keep_memory else ''}"
     past = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     RESULTS.write_text(json.dumps({**past, key: {**about, "milliseconds": rows}}, indent=1) + "\n")
     if chosen.costs:

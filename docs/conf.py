@@ -86,7 +86,42 @@ def _write_catalogue(app: Any) -> None:
             f"{saved_bytes(row.name):.3g}",
         )
         lines.append(f"| {' | '.join(cells)} |")
+    lines += _times(json.loads(_CATALOGUE_RESULTS.read_text(encoding="utf-8")))
     _write_if_new(Path(app.srcdir, "catalogue.md"), "\n".join(lines) + "\n")
+
+
+_CATALOGUE_RESULTS = Path(__file__).parent.parent / "benchmarks/results/catalogue.json"
+
+
+def _times(results: dict[str, Any]) -> list[str]:
+    """A table of all rows' times over those of a copy and of eager torch, for both sizes that were measured."""
+    lines = [
+        "",
+        "## Times",
+        "",
+        "Forward, and forward with backward, of the module that `relume.nn.module` builds: over a plain copy of the "
+        "input, and over the function as people compose it from torch's operators, where torch does not have it. "
+        "Medians of rounds in which all take turns, in processor time. Memory is as a program finds it, or "
+        "(`keep-memory`) kept by the process, so that nobody pays for new pages.",
+        "",
+    ]
+    lines += [
+        f"- {run['elements']:,} numbers: `{run['command']}`, {run['date']}, torch {run['torch']}, {run['machine']}"
+        for run in results.values()
+    ]
+    heads = [f"{key}: {over}" for key in results for over in (("copy", "eager") if " " not in key else ("eager",))]
+    lines += ["", f"| name | {' | '.join(heads)} |", "|" + "---|" * (1 + len(heads))]
+    for name in next(iter(results.values()))["milliseconds"]:
+        cells = [f"`{name}`"]
+        for key, run in results.items():
+            found = run["milliseconds"][name]
+            both = [found["module"][part][1] for part in ("forward", "both")]
+            if " " not in key:
+                cells.append(", ".join(f"{ms / found['copy']['forward'][1]:.1f}" for ms in both))
+            eager = [found["eager"][part][1] for part in ("forward", "both")] if "eager" in found else []
+            cells.append(", ".join(f"{ms / other:.2f}" for ms, other in zip(both, eager, strict=False)))
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _write_if_new(page: Path, text: str) -> None:

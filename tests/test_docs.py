@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -94,9 +95,26 @@ def _keeps(remedy: str, steps: int) -> bool | None:
 
 def test_the_catalogue_s_page_is_the_catalogue() -> None:
     """Every row stands on the page, in order, with its paper and the cost that was measured last."""
-    lines = [line for line in (ROOT / "docs/catalogue.md").read_text().splitlines() if line.startswith("| `")]
+    page, _, _ = (ROOT / "docs/catalogue.md").read_text().partition("\n## Times\n")
+    lines = [line for line in page.splitlines() if line.startswith("| `")]
     assert len(lines) == len(activations())
     for line, row in zip(lines, activations(), strict=True):
         assert line.startswith(f"| `{row.name}` |")
         assert row.paper.replace("|", "&#124;") in line
         assert f"| {row.cost:.2g}" in line
+
+
+def test_the_catalogue_s_page_has_the_times_that_were_measured_last() -> None:
+    """Every row stands in the table of times with its ratios at each size, below the command and date of each run."""
+    _, _, page = (ROOT / "docs/catalogue.md").read_text().partition("\n## Times\n")
+    lines = [line for line in page.splitlines() if line.startswith("| `")]
+    results = json.loads((ROOT / "benchmarks/results/catalogue.json").read_text())
+    assert {1_000_000, 16_000_000} == {run["elements"] for run in results.values()}
+    assert all(f"`{run['command']}`, {run['date']}, torch {run['torch']}" in page for run in results.values())
+    assert [line.split("`")[1] for line in lines] == [row.name for row in activations()]
+    for line, row in zip(lines, activations(), strict=True):
+        for run in results.values():
+            found = run["milliseconds"][row.name]
+            if "eager" in found:
+                ratios = [found["module"][part][1] / found["eager"][part][1] for part in ("forward", "both")]
+                assert f"| {ratios[0]:.2f}, {ratios[1]:.2f} |" in line

@@ -3,6 +3,7 @@
 import copy
 import doctest
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import relume.nn
 from relume.activations import Activation, activation, activations
 from relume.errors import ActivationError
 from relume.nn import Curve, apply, module, resolve
+from relume.nn.kernels import GRADIENTS, VALUES
 from relume.remedies import swap_to, treat
 from relume.sites import find_sites
 
@@ -141,6 +143,71 @@ def test_learnt_parameters_of_each_channel(row: Activation, large: bool):
         for parameter, whole in zip(alone.parameters(), together.parameters(), strict=True):
             assert parameter.grad is not None and whole.grad is not None
             torch.testing.assert_close(whole.grad[c], parameter.grad[0])
+
+
+@each_learnt
+def test_one_learnt_number_gets_the_gradient_of_all(row: Activation):
+    """What a row learns, as one number for a large tensor, gets the sum of the gradients that pieces of it give."""
+    x = 2 * torch.randn(300_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    above = torch.randn(300_000, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    whole, piecewise = resolve(row.module)().double(), resolve(row.module)().double()
+    whole(x).backward(above)
+    for part, g in zip(x.split(50_000), above.split(50_000), strict=True):  # too small to be walked through in blocks
+        piecewise(part).backward(g)
+    for one, other in zip(whole.parameters(), piecewise.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def _both(name: str, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    leaf = x.clone().requires_grad_()
+    y = module(name)(leaf)
+    (gradient,) = torch.autograd.grad(y, leaf, y.detach().cos())
+    return y.detach(), gradient
+
+
+@pytest.mark.parametrize("name", [row.name for row in activations() if row.name in VALUES or row.name in GRADIENTS])
+def test_kernels_are_thread_safe_and_leave_no_trace(name: str):
+    """Threads at once, inference mode before, any order of dimensions and another shape before: the same numbers."""
+    x = torch.randn(300, 1000, generator=torch.Generator().manual_seed(0))
+    expected = _both(name, x)
+    _both(name, torch.cat([x, x]).reshape(2, -1, 1000))
+
+    def after_inference(_: int) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.inference_mode():
+            module(name)(x)
+        return _both(name, x)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(after_inference, range(8)))
+    for value, gradient in found:
+        assert torch.equal(value, expected[0])
+        assert torch.equal(gradient, expected[1])
+    image = x.reshape(3, 100, 100, 10)
+    turned = image.to(memory_format=torch.channels_last)
+    for straight, also in zip(_both(name, image), _both(name, turned), strict=True):
+        torch.testing.assert_close(also, straight)
+
+
+def test_kernels_are_of_rows():
+    """Every kernel is of a row of the catalogue, and what learns is not forgotten in its gradient."""
+    rows = {row.name: row for row in activations()}
+    assert {*VALUES, *GRADIENTS} <= {*rows}
+    assert {name for name in GRADIENTS if rows[name].learnable} == {"star_relu", "swish"}
+
+
+def test_kernels_decline_what_they_have_no_digits_for():
+    """One number far left in a large tensor changes neither the others' values nor its own digits."""
+    x = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    for name in ("logish", "smish"):
+        near = _both(name, x)
+        far = x.clone()
+        far[7] = -90.0
+        value, gradient = _both(name, far)
+        true = activation(name).f(np.float64(-90.0))
+        assert float(value[7]) == pytest.approx(float(true), rel=1e-4)
+        others = torch.arange(len(x)) != 7
+        torch.testing.assert_close(value[others], near[0][others])
+        torch.testing.assert_close(gradient[others], near[1][others], rtol=1e-5, atol=1e-6)
 
 
 @each_learnt

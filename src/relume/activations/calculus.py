@@ -226,15 +226,6 @@ def leaky(x: Any, slope: Any) -> Any:
     return maximum(x, 0.0) + slope * clip(x, -far_where(slope == 0), 0.0)  # 0 times -inf is no number
 
 
-def floored(x: Any, low: float) -> Any:
-    """The larger of x and `low`, with the derivative 0 where they are equal, and a fast one in torch."""
-    if is_array(x):
-        return maximum(x, low)
-    from torch.nn.functional import threshold  # here, because the catalogue works without torch
-
-    return threshold(x, low, low)
-
-
 def softsign(x: Any) -> Any:
     """x / (1 + |x|), with its limits at the ends."""
     x = cut(x)

@@ -94,27 +94,21 @@ def capped_exp(x: Any) -> Any:
     return x.clamp(max=88.0 if x.element_size() < 8 else 709.0).exp_()  # in place: fewer tensors to keep in the cache
 
 
-class Memory(threading.local):
-    """What formulas may overwrite: their own tensors while `reused`, and with their `last` step `target`."""
-
+class _Memory(threading.local):
     reused = False
-    target: Any = None
 
 
-_memory = Memory()
+_memory = _Memory()
 
 
 @contextmanager
-def reusing_memory() -> Iterator[Memory]:
-    """Within it `plus`, `times` and `over` overwrite their first tensor: only for what nobody differentiates.
-
-    Where `target` of what it gives is a tensor, a formula's last step writes into that instead.
-    """
+def reusing_memory() -> Iterator[None]:
+    """Within it `plus`, `times` and `over` overwrite their first tensor: only for what nobody differentiates."""
     before, _memory.reused = _memory.reused, True
     try:
-        yield _memory
+        yield
     finally:
-        _memory.reused, _memory.target = before, None
+        _memory.reused = before
 
 
 def memory_is_reused(x: Any) -> bool:
@@ -122,23 +116,13 @@ def memory_is_reused(x: Any) -> bool:
     return _memory.reused and not is_array(x)
 
 
-def _into(operator: str, own: Any, other: Any) -> Any:
-    import torch  # here, because the catalogue works without torch
-
-    return getattr(torch, operator)(own, other, out=_memory.target)
-
-
-def plus(own: Any, other: Any, *, last: bool = False) -> Any:
+def plus(own: Any, other: Any) -> Any:
     """The sum, in the memory of the first, which must be the formula's own and of full size."""
-    if last and _memory.target is not None:
-        return _into("add", own, other)
     return own.add_(other) if memory_is_reused(own) else own + other
 
 
-def times(own: Any, other: Any, *, last: bool = False) -> Any:
+def times(own: Any, other: Any) -> Any:
     """The product, in the memory of the first, which must be the formula's own and of full size."""
-    if last and _memory.target is not None:
-        return _into("mul", own, other)
     return own.mul_(other) if memory_is_reused(own) else own * other
 
 

@@ -280,7 +280,7 @@ BOUNDED = (
         name="sine",
         module="relume.nn.Sine",
         tex=r"\sin(\omega x)",
-        f=lambda x, omega: sin(omega * x),
+        f=lambda x, omega: sin(omega * x, own=True),
         df=lambda x, omega: cos(omega * x) * omega,
         parameters={"omega": Parameter(default=1.0, low=1e-6)},
         left=Tail(math.nan),

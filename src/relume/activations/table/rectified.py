@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from relume.activations.calculus import bent_ends, cut, far_where, floored, leaky
+from relume.activations.calculus import bent_ends, cut, far_where, leaky
 from relume.activations.primitives import (
     absolute,
     choose,
@@ -23,7 +23,7 @@ from relume.activations.row import Activation, Parameter, Tail
 
 def _star_relu(x: Any, scale: Any, bias: Any) -> Any:
     x = clip(x, 0.0, far_where(scale == 0))
-    return plus(times(scale * x, x), bias, last=True)
+    return plus(times(scale * x, x), bias)
 
 
 # Training may move the left threshold past the right one, of which the paper says nothing: then the two count as one.
@@ -163,7 +163,7 @@ _STRAIGHT = (
         name="shifted_relu",
         module="relume.nn.ShiftedReLU",
         tex=r"\max(-1, x)",
-        f=lambda x: floored(x, -1.0),
+        f=lambda x: maximum(x, -1.0),
         df=lambda x: step(x + 1),
         left=Tail(0.0, knee=-1.0),
         right=Tail(1.0, knee=-1.0),

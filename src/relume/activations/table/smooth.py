@@ -188,7 +188,7 @@ SMOOTH = (
         name="squareplus",
         module="relume.nn.Squareplus",
         tex=r"\frac{1}{2} (x + \sqrt{x^2 + b})",
-        f=lambda x, b: plus(b / 2 / plus(sqrt(plus(square(x), b), own=True), absolute(x)), maximum(x, 0.0), last=True),
+        f=lambda x, b: plus(b / 2 / plus(sqrt(plus(square(x), b), own=True), absolute(x)), maximum(x, 0.0)),
         df=_squareplus_slope,
         parameters={"b": Parameter(default=4.0, low=1e-6)},
         left=Tail(0.0),
@@ -278,7 +278,7 @@ SMOOTH = (
         name="snake",
         module="relume.nn.Snake",
         tex=r"x + \frac{1}{a} \sin^2(a x)",
-        f=lambda x, a: plus(over(square(sin(a * cut(x), own=True), own=True), a), x, last=True),
+        f=lambda x, a: plus(over(square(sin(a * cut(x), own=True), own=True), a), x),
         df=lambda x, a: 1 + sin(2 * a * x),
         parameters={
             "a": Parameter(
