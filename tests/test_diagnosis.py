@@ -218,8 +218,8 @@ def regression(target: float, fitted: bool) -> relume.Report:
         model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
         if fitted:
             with torch.no_grad():
-                model[-1].weight.mul_(target)
-                model[-1].bias.mul_(target)
+                for p in model[-1].parameters():
+                    p.mul_(target)
         return model
 
     return relume.diagnose(
@@ -376,3 +376,68 @@ def test_a_snapshot_keeps_what_hangs_on_the_optimizer() -> None:
     _, twin = pair(model, optimizer)
     twin.step()
     assert stepped == [0.1]
+
+
+def test_replays_never_drive_what_is_the_loops_own() -> None:
+    """A hook that holds the loop's scheduler, or a loss with a state: a report says so, or works on copies."""
+
+    class Counting(nn.Module):
+        calls: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+            self.temperature = nn.Parameter(torch.ones(()))
+
+        def forward(self, output: Tensor, target: Tensor) -> Tensor:
+            self.calls += 1
+            return F.cross_entropy(output / self.temperature, target)
+
+    torch.manual_seed(0)
+    model, counting = mlp(edit=closed(24))(), Counting()
+    optimizer = torch.optim.SGD([*model.parameters(), *counting.parameters()], lr=0.05)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.999**epoch)
+    hook = optimizer.register_step_post_hook(lambda *_: scheduler.step())
+    with relume.watch(model, optimizer, loss=counting) as watch:
+        for x, y in batches():
+            value = counting(model(x), y)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            watch.step(value)
+        steps, calls, gradient = scheduler.last_epoch, counting.calls.clone(), counting.temperature.grad
+        kept = None if gradient is None else gradient.clone()
+        refused = watch.report()
+        assert "step hook of SGD holds a LambdaLR" in " ".join(refused.coverage.blind)
+        assert scheduler.last_epoch == steps
+        hook.remove()
+        replayed = watch.report()
+        assert replayed.diagnoses[0].experiments and replayed.diagnoses[0].cause == "bias"
+    assert torch.equal(counting.calls, calls)
+    assert kept is not None and counting.temperature.grad is not None
+    assert torch.equal(counting.temperature.grad, kept)
+
+
+def test_a_report_survives_whatever_its_replays_raise() -> None:
+    """A schedule that ends with the run cannot be replayed past its end: the report says so and stands."""
+
+    class OneCycle:
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.5, total_steps=20)
+
+        def __call__(self, *_: Any) -> None:
+            self.scheduler.step()
+
+    torch.manual_seed(0)
+    model = mlp(edit=closed(24))()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    optimizer.register_step_post_hook(OneCycle(optimizer))
+    with relume.watch(model, optimizer, loss=F.cross_entropy) as watch:
+        for x, y in batches()[:15]:
+            value = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            watch.step(value)
+    report = watch.report()
+    assert not report.healthy and "nothing was replayed" in " ".join(report.coverage.blind)

@@ -202,6 +202,8 @@ def test_a_loss_that_fell_and_rose_again_is_ill_since_it_rose() -> None:
     from_above = replace(with_losses([*np.geomspace(60, 1.2, 300), *np.full(700, 1.25)]), reach=reach)
     [never] = find_not_learning(from_above)  # it had not learnt: the output layer came to the best constant answer
     assert never.born and never.evidence["progress"] < 0
+    below_zero = with_losses([*np.full(20, -1.0), *np.full(30, -0.5), *np.full(950, 2.0)])
+    assert all(s.born for s in find_not_learning(below_zero))
 
 
 def test_layers_behind_weights_at_zero_are_not_cut_off() -> None:

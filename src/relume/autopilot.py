@@ -40,6 +40,7 @@ from relume.report.headline import headline
 from relume.report.results import Page
 from relume.sites import undisturbed
 from relume.snapshots import SNAPSHOT_BYTES
+from relume.surgery import copied_loss, require_own_hooks
 from relume.symptoms import find
 from relume.training import Training, batch_size
 from relume.trial.arms import CONTROL, Job, Outcome
@@ -57,6 +58,7 @@ WINDOW_BYTES = 64 * 2**20
 FEWEST_PAIRS = 8  # of batches collected, where they are large
 PATIENCE = 20  # steps without one target that could be told
 TRIED = 8  # remedies tried on one seed
+WORTHWHILE = 0.01  # of the loss: a network is not changed for less
 PROVEN = 3  # of them that are then proven
 SEEDS = 3  # pairs of runs behind a proof
 TRIAL_STEPS = 100  # of each copy: as many as a replay, enough for units killed by a high learning rate to show
@@ -189,10 +191,12 @@ class Autopilot:
         remedies = self._candidates(diagnosis)
         if not remedies:
             return False  # all were tried, and that was told
+        require_own_hooks(self._optimizer)
+        loss = copied_loss(self._loss)
         log.info("relume: step %d: %s The loop waits while remedies are tried on copies.", step, action.finding)
         learnt, held_out = pairs[::2], pairs[1::2]
         before = self._scores(held_out)
-        trial = _Trial(self._model, self._optimizer, self._loss, learnt, held_out, self._treatment)
+        trial = _Trial(self._model, self._optimizer, loss, learnt, held_out, self._treatment)
         control, arms, attempts = trial.run(remedies)
         untreated = tuple(run.score for run in control if run.score is not None)
         action = replace(
@@ -202,7 +206,7 @@ class Autopilot:
             loss_untreated=_loss(untreated),
             why="none was proven to help",
         )
-        best = max((arm for arm in arms if _helps(arm, control)), key=_mean_score, default=None)
+        best = max((arm for arm in arms if _helps(arm, control, before)), key=_mean_score, default=None)
         if best is None:
             self._tried.update((diagnosis.cause, remedy.name) for remedy in remedies)
             return self._note(action)
@@ -296,7 +300,8 @@ class Autopilot:
         """Minus the loss on each batch, in eval mode."""
         with undisturbed(self._model), torch.no_grad():
             self._model.eval()
-            return tuple(-float(self._loss(call(self._model, input), target)) for input, target in pairs)
+            loss = copied_loss(self._loss)
+            return tuple(-float(loss(call(self._model, input), target)) for input, target in pairs)
 
     # after an adoption ------------------------------------------------------------------------------------------------
 
@@ -395,9 +400,13 @@ def _attempt(first: Run, arm: Arm | None, *, better: bool) -> Attempt:
     )
 
 
-def _helps(arm: Arm, control: Sequence[Run]) -> bool:
-    """Proven, and no more of it ill than without."""
-    return arm.verdict in WINNING and fmean(r.burden for r in arm.runs) <= fmean(r.burden for r in control)
+def _helps(arm: Arm, control: Sequence[Run], before: Sequence[float]) -> bool:
+    """Proven, no more of it ill than without, and a loss worthwhile below that without it and that of now."""
+    losses = [-score for score in (fmean(before), *(_score(run) for run in control)) if math.isfinite(score)]
+    low = min(losses, default=math.inf)
+    worthwhile = -_mean_score(arm) <= low - WORTHWHILE * abs(low) if losses else True
+    ill = fmean(run.burden for run in arm.runs) > fmean(run.burden for run in control)
+    return arm.verdict in WINNING and worthwhile and not ill
 
 
 def _mean_score(arm: Arm) -> float:

@@ -162,7 +162,7 @@ def _halves(experiments: Sequence[Experiment], causes: Collection[Cause]) -> boo
     """Whether without one of these causes as many steps lead to at most half of the loss, and below that of the run."""
     high = next((e.loss for e in experiments if e.cause is None and e.loss is not None), math.inf)
     without = [e.loss for e in experiments if e.better and e.cause in causes and e.loss is not None]
-    return min(without, default=math.inf) <= (1 - MENDED) * high
+    return bool(without) and min(without) <= (1 - MENDED) * high
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +316,12 @@ def _explain(
         if measure_named(control.measure).kinds == _OF_THE_LOSS and recording.reach and recording.reach.constant:
             because.append("These losses are told as multiples of that of the best constant answer, 1.")
         if cause == "unknown":
-            because.append("None of the changes tried takes half of it away: the cause is not identified.")
+            several = any(e.cause == "unknown" and e.burden <= (1 - MENDED) * control.burden for e in experiments)
+            because.append(
+                "Only several changes at once take half of it away: which of them it is, is not identified."
+                if several
+                else "None of the changes tried takes half of it away: the cause is not identified."
+            )
     elif recording.trained and cause != "unknown":
         shown = "the illness does not show within a replay" if replayed else "nothing was replayed"
         because.append(f"By the numbers alone: {shown}.")

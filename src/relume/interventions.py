@@ -24,6 +24,7 @@ from relume.recorder import KEPT_BYTES, Recorder
 from relume.recording import Reach, Recording
 from relume.report import Report
 from relume.snapshots import pair
+from relume.surgery import copied_loss
 from relume.suspicions import Cause, suspicions
 from relume.symptoms import LEARNT, UNLEARNT, Symptom, find, loss_unit, run_level, usual_update
 from relume.training import split
@@ -223,13 +224,14 @@ def replay(scene: Scene, recording: Recording, change: Change | None, steps: int
         torch.manual_seed(0)  # what dropout draws is the same in every replay
         model, optimizer = scene.start()
         optimizer, batches = changed(change, recording, model, optimizer, scene.batches)
+        own_loss = copied_loss(scene.loss)
         recorder = Recorder(model, optimizer)
         every = max(1, steps // READINGS)
         for step, batch in enumerate(islice(cycle(batches), steps)):
             if step % every == 0 or not recorder.keeps_enough:
                 recorder.arm(read=step % every == 0)
             input, target = split(batch)
-            loss = scene.loss(call(model, input), target)
+            loss = own_loss(call(model, input), target)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -243,7 +245,7 @@ def replay(scene: Scene, recording: Recording, change: Change | None, steps: int
 
 def reach_of(model: nn.Module, batches: Sequence[Batch], loss: Callable[[Any, Any], Tensor]) -> Reach | None:
     """What the loss could reach on these batches; see `relume.reach`."""
-    return reach(model, [split(batch) for batch in batches], loss) if batches else None
+    return reach(model, [split(batch) for batch in batches], copied_loss(loss)) if batches else None
 
 
 def _steps(recording: Recording, scene: Scene, symptoms: tuple[Symptom, ...]) -> int:
@@ -274,7 +276,7 @@ def scene_from(
         fresh.train()
         again.state.clear()
         for group, rate in zip(again.param_groups, rates, strict=True):
-            group["lr"] = rate
+            group["lr"] = rate or group.get("initial_lr", group["lr"])  # a warm-up starts from 0, where nothing moves
         return fresh, again
 
     return Scene(start=start, batches=batches, loss=loss)
@@ -290,8 +292,9 @@ def report_on(recording: Recording, scene_at: SceneAt | None = None) -> Report:
             known = reach_of(first.start()[0], first.batches, first.loss)
         recording = replace(recording, reach=known, resumed=recording.resumed or _arrived(known))
         return Report.of(recording, experiments(scene_at, recording, find(recording)))
-    except RemedyError as error:  # the network of a loop of the user's own need not be one that can be copied
-        why = f"nothing was replayed: {str(error).splitlines()[0]}"
+    except Exception as error:  # the network, optimizer or loss of a loop of the user's own may not bear to be copied
+        kind = "" if isinstance(error, RemedyError) else f"{type(error).__name__}: "
+        why = f"nothing was replayed: {kind}{(str(error) or 'no reason given').splitlines()[0]}"
         return Report.of(replace(recording, blind=(*recording.blind, why)))
 
 

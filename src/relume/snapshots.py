@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from relume.errors import RemedyError
 from relume.nested import tensors
 from relume.recording import Reading
-from relume.surgery import duplicate
+from relume.surgery import duplicate, require_own_hooks
 
 SNAPSHOT_BYTES = 256 * 2**20  # for all of them together, weights and optimizer states
 EVERY = 50  # steps between snapshots: a replay of 100 steps reaches past the next
@@ -40,8 +40,9 @@ class Snapshot:
 def pair(model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
     """Copies of both, with the optimizer's step hooks, on which schedules and clipping may hang.
 
-    Raises RemedyError where they cannot be copied.
+    Raises RemedyError where they cannot be copied, or where the copy would drive what is the loop's.
     """
+    require_own_hooks(optimizer)
     model, copied = duplicate(model, optimizer)
     assert copied is not None
     return model, copied

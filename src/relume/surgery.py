@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from relume.errors import RemedyError
 from relume.nested import call
@@ -26,6 +28,7 @@ ONE_CONSTANT = 1e-6
 # What an optimizer carries in its __dict__ that belongs to it alone: `step` is there when a scheduler has wrapped it,
 # and the wrapper steps the optimizer it was made for, whoever holds it.
 _OWN = {"step", "_opt_called", "state", "param_groups", "defaults", "_warned_capturable_if_run_uncaptured"}
+_OF_THE_LOOP = (nn.Module, Tensor, Optimizer, LRScheduler)  # what a hook of a copy must not reach
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
@@ -56,6 +59,49 @@ def duplicate(
     new_optimizer = _copy_optimizer(optimizer, memo)
     _require_driven(model, optimizer, new_model, new_optimizer)
     return new_model, new_optimizer
+
+
+def copied_loss(loss: Any) -> Any:
+    """A loss to train copies with: its own, where it is a module, which may have parameters and keep a state.
+
+    Raises RemedyError where it cannot be copied.
+    """
+    if not isinstance(loss, nn.Module):
+        return loss
+    try:
+        return copy.deepcopy(loss)
+    except Exception as error:
+        raise RemedyError(
+            f"the loss {type(loss).__name__} cannot be copied: {type(error).__name__}: {error}.\n"
+            "Give a loss that copy.deepcopy can copy, or a function."
+        ) from None
+
+
+def require_own_hooks(optimizer: Optimizer) -> None:
+    """Refuse an optimizer whose step hooks are functions that hold objects of the loop: a copy's would drive those.
+
+    A function is not copied with the optimizer, and a scheduler or a parameter that it closes over is the loop's own.
+    Raises RemedyError.
+    """
+    for name in _HOOKS:
+        for hook in vars(optimizer).get(name, {}).values():
+            held = _held_by(hook)
+            if held is not None:
+                raise RemedyError(
+                    f"a step hook of {type(optimizer).__name__} holds a {type(held).__name__} of your loop, which "
+                    "copies of the optimizer would drive.\nMake the hook an object that copy.deepcopy copies, or step "
+                    "your scheduler in the loop."
+                )
+
+
+def _held_by(hook: Any) -> Any:
+    """What of the loop a plain function reaches: by its closure, its defaults, or its module's globals."""
+    if not isinstance(hook, types.FunctionType):
+        return None
+    inside = [cell.cell_contents for cell in hook.__closure__ or ()] + list(hook.__defaults__ or ())
+    inside += [hook.__globals__[name] for name in hook.__code__.co_names if name in hook.__globals__]
+    held = [part for value in inside for part in (value if isinstance(value, (list, tuple)) else (value,))]
+    return next((value for value in held if isinstance(value, _OF_THE_LOOP)), None)
 
 
 def _copy_optimizer(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:

@@ -205,9 +205,10 @@ def find_cut_off(recording: Recording) -> Iterator[Symptom]:
     if not sites:
         return
     blocked = [s for s in (*find_dead(recording), *find_saturated(recording)) if s.share >= CLOSED_SITE]
+    shut = [name for name, read in readings[-1].sites.items() if read.silent.all()]  # on however few samples
     matrices = {name for name, start in recording.initial.items() if start.fan_in > 1}
     zeros = [name for name, w in readings[-1].weights.items() if name in matrices and w.norm == 0]
-    if blocked or zeros or any(find_vanishing(recording)):
+    if blocked or shut or zeros or any(find_vanishing(recording)):
         return
     for site in sites:
         yield Symptom(

@@ -124,7 +124,7 @@ def relapse(recording: Recording) -> int | None:
     some = max(10, len(losses) // 20)
     course = losses[len(losses) % some :].reshape(-1, some).mean(axis=1)
     lowest, first = float(np.min(course)), _first_loss(recording, losses)
-    if lowest > (1 - LEARNT) * first:
+    if not 0 <= lowest <= (1 - LEARNT) * first:
         return None
     near = np.flatnonzero(course <= lowest + UNLEARNT * (min(first, late_loss(losses)) - lowest))
     return len(losses) - (len(course) - 1 - int(near[-1])) * some
