@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
@@ -34,8 +35,8 @@ class Columns(Dataset[Any]):
         return len(self._tensors[0] if self._rows is None else self._rows)
 
     def __getitems__(self, indices: list[int]) -> list[Tensor]:
-        rows = indices if self._rows is None else [self._rows[index] for index in indices]
-        return [tensor[rows] for tensor in self._tensors]
+        rows = torch.tensor(indices if self._rows is None else [self._rows[index] for index in indices])
+        return [tensor.index_select(0, rows.to(tensor.device)) for tensor in self._tensors]
 
 
 def in_memory(batches: Iterable[Any]) -> DataLoader[Any] | None:
