@@ -17,7 +17,8 @@ from relume.report.results import Report, Trial
 from relume.report.words import remedy as remedy_words
 from relume.training import Training, check, repeatable, require_steps
 from relume.trial.arms import CONTROL, Job, Outcome, Treatment
-from relume.trial.engine import Engine, opened, packed
+from relume.trial.engine import Engine, Runner, opened
+from relume.trial.work import packed
 from relume.verdicts import MIN_SEEDS, Arm, Run, in_words, judge, judge_control, ranked, winner
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def trial(
     remedies: Iterable[str | Remedy] | None = None,
     seeds: int | Iterable[int] = 5,
     steps: int | None = None,
-    engine: str = "auto",
+    engine: str | Engine = "auto",
     *,
     on_progress: OnProgress | None = None,
     report: Report | None = None,
@@ -78,7 +79,7 @@ def run_trial(
     treatments: Mapping[str, Treatment],
     seeds: tuple[int, ...],
     steps: int | None,
-    engine: str,
+    engine: str | Engine,
     on_progress: OnProgress | None,
 ) -> Trial:
     """A trial of named treatments against the untreated network."""
@@ -111,7 +112,7 @@ def rehearse(training: Training, steps: int) -> float:
 
 
 def collect(
-    runner: Engine,
+    runner: Runner,
     jobs: Sequence[Job],
     on_progress: OnProgress | None = None,
     *,
