@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -50,7 +51,7 @@ class Ray:
             raise
         task = ray.remote(num_cpus=cpus_per_arm, num_gpus=gpus_per_arm, max_retries=RETRIES)
         self._task: Any = task(_work_on_node)
-        self._state = numerics()
+        self._state = numerics(), list(sys.path)
         total = sum(node.get("CPU", 0) for node in nodes)
         self.name = f"Ray, {total:g} CPUs on {len(nodes)} node{'s' * (len(nodes) != 1)}"
 
@@ -125,9 +126,10 @@ def _slots(nodes: Sequence[dict[str, float]], cpus: float, gpus: float) -> int:
     )
 
 
-def _work_on_node(payload: bytes, job: bytes, state: Numerics) -> Outcome:
+def _work_on_node(payload: bytes, job: bytes, state: tuple[Numerics, list[str]]) -> Outcome:
     import cloudpickle
     from ray.util import get_node_ip_address
 
-    prepare(state)
+    prepare(state[0])
+    sys.path += [path for path in state[1] if path not in sys.path]  # what a node shares with the driver, it finds
     return work(payload, cloudpickle.loads(job), f"node {get_node_ip_address()}, process {os.getpid()}")
