@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from relume.errors import TrialError
 from relume.training import Training
-from relume.trial import Engine, Progress, trial
+from relume.trial import Engine, Progress, cluster, trial
 from relume.trial.arms import CONTROL, Job, Outcome
 from relume.trial.cluster import Ray, _slots
 from relume.trial.engine import opened
@@ -125,7 +125,7 @@ def test_what_ray_cannot_do_is_said(local: None, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(TrialError, match=r"no Ray cluster at 'nonsense://host:1': (?s:.*)ray start --head"):
         trial(make(), ["prelu"], seeds=2, engine=Engine(name="ray", ray_address="nonsense://host:1"))
-    monkeypatch.setattr("relume.trial.cluster.find_spec", lambda name: None)
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
     with pytest.raises(TrialError, match=r"needs Ray, which is not installed.\nRun: pip install 'relume\[ray\]'"):
         trial(make(), ["prelu"], seeds=2, engine="ray")
 
@@ -153,18 +153,18 @@ def test_a_trial_outlives_a_node(tmp_path: Path):
         return float(sum(parameter.sum() for parameter in net.parameters()))
 
     training = make(score=slow, steps=10)
-    cluster = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    nodes = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
-        doomed = cluster.add_node(num_cpus=1)
-        cluster.wait_for_nodes()
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        doomed = nodes.add_node(num_cpus=1)
+        nodes.wait_for_nodes()
+        ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
         killed: list[Any] = []
 
         def kill(progress: Progress) -> None:
             both = mark.exists() and len(set(mark.read_text().split())) == 2
             if both and not killed:
                 killed.append(doomed)
-                cluster.remove_node(doomed, allow_graceful=False)
+                nodes.remove_node(doomed, allow_graceful=False)
 
         events: list[Progress] = []
         there = run_trial(
@@ -172,7 +172,7 @@ def test_a_trial_outlives_a_node(tmp_path: Path):
         )
     finally:
         ray.shutdown()
-        cluster.shutdown()
+        nodes.shutdown()
     assert killed == [doomed]
     assert len(events) == 8
     assert not any(run.lost for arm in there.arms for run in arm.runs)
