@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from relume.errors import RemedyError, TrialError
+from relume.randomness import one_thread
 from relume.report.results import Report, Trial
 from relume.report.words import remedy as remedy_words
 from relume.training import Training, check, repeatable, require_steps
@@ -112,7 +113,8 @@ def rehearse(training: Training, steps: int) -> float:
     import cloudpickle
 
     payload, _ = packed(training, steps)
-    return check(training if payload is None else cloudpickle.loads(payload)[0])
+    with one_thread():  # as every run: several threads are slower on small networks, and much slower on busy machines
+        return check(training if payload is None else cloudpickle.loads(payload)[0])
 
 
 def collect(
