@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+import threading
+import warnings
 from collections import Counter, deque
 from collections.abc import Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from relume.trial.arms import Job, Outcome
 from relume.trial.work import RETRIES, Note, Numerics, Wanted, always, killed, numerics, prepare, work
@@ -80,12 +86,17 @@ class Processes:
             self._folder = tempfile.TemporaryDirectory(prefix="relume-")
             file = Path(self._folder.name) / "training.pickle"
             file.write_bytes(self._payload)
-            self._pool = ProcessPoolExecutor(
-                self._workers,
-                initializer=_start_worker,
-                initargs=(file, numerics()),
-                env={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: `forkable` knows them
+                copied = forkable()
+                self._pool = ProcessPoolExecutor(
+                    self._workers,
+                    context=get_context("fork") if copied else None,
+                    initializer=_start_worker,
+                    initargs=(file, numerics()),
+                    env=None if copied else {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+                )
+                self._pool.submit(os.getpid)  # starts them all
         return self._pool
 
     def close(self) -> None:
@@ -96,6 +107,23 @@ class Processes:
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
+
+
+def forkable() -> bool:
+    """Whether workers may be copies of this process, which start at once instead of importing torch for seconds.
+
+    A lock that another thread holds at that moment would stay locked in the copy. So there must be no thread of
+    Python's, no CUDA, and none but those of two libraries: OpenBLAS ends its own before a fork, and OpenMP's pool is
+    not asked for in a copy that computes in one thread, on which torch's DataLoader relies too.
+    """
+    if sys.platform != "linux" or torch.cuda.is_initialized() or threading.active_count() > 1:
+        return False
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)  # OpenBLAS has no threads now
+    torch.ones(2**20).sum()  # and OpenMP has as many as it may
+    return len(os.listdir("/proc/self/task")) == torch.get_num_threads()
 
 
 _payload: bytes = b""
