@@ -1,42 +1,32 @@
-"""What a result has to say of where it was measured."""
+"""What a result says of where it was measured."""
 
 from __future__ import annotations
 
 import os
 import platform
-import sys
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 
-def about() -> dict[str, Any]:
-    """Date, machine, versions, command and load."""
-    program = Path(sys.argv[0]).stem
+
+def about(command: str) -> dict[str, Any]:
+    """Date, command, machine and versions."""
+    cores, threads = os.cpu_count(), torch.get_num_threads()
     return {
         "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {processor()}, {os.cpu_count()} cores",
-        "versions": {"python": platform.python_version(), **_versions("torch", "numpy", "ray")},
-        "command": " ".join(["./dev bench", program, *sys.argv[1:]]),
-        "load_at_end": [round(load, 2) for load in os.getloadavg()],  # over 1, 5 and 15 minutes
+        "command": command,
+        "machine": f"{platform.machine()}, {_processor()}, {cores} processors, {threads} thread{'s' * (threads != 1)}",
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
     }
 
 
-def _versions(*names: str) -> dict[str, str]:
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
+def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor unknown"
     )

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -83,7 +85,17 @@ def main(rounds: int, quick: bool) -> None:
         print(f"{engine:14}{start:10.2f}{each:11.2f}{whole:10.2f}")
     print(f"verdicts and scores equal those of this process: {equal}")
     if not quick:
-        kept = {**about(), "tasks": tasks, "arms": ARMS, "seeds": seeds, "steps": steps, "equal": equal, **found}
+        where = {**about(" ".join(["./dev bench ray", *sys.argv[1:]])), "ray": version("ray")}
+        kept = {
+            **where,
+            "load_at_end": os.getloadavg(),
+            "tasks": tasks,
+            "arms": ARMS,
+            "seeds": seeds,
+            "steps": steps,
+            "equal": equal,
+            **found,
+        }
         RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
 
 

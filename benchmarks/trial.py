@@ -260,7 +260,11 @@ def main(
         found["stacking"] = {f"{w} wide, {n} seeds": round(stacking(w, n), 2) for w in (32, 128, 256) for n in (3, 5)}
         print("stacked seeds, pure training steps:", found["stacking"])
     if not quick:
-        RESULTS.write_text(json.dumps({**about(), "seeds": seeds, "steps": steps, **found}, indent=1) + "\n")
+        where = about(" ".join(["./dev bench trial", *sys.argv[1:]]))
+        RESULTS.write_text(
+            json.dumps({**where, "load_at_end": os.getloadavg(), "seeds": seeds, "steps": steps, **found}, indent=1)
+            + "\n"
+        )
 
 
 def _show(title: str, rows: dict[str, list[dict[str, Any]]]) -> None:

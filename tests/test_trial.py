@@ -25,7 +25,7 @@ from relume.recording import Recording
 from relume.remedies import REMEDIES
 from relume.report.results import Report
 from relume.training import Training
-from relume.trial import Progress, processes
+from relume.trial import Progress
 from relume.trial.arms import CONTROL, Job, carry_out, thinned
 from relume.trial.engine import opened
 from relume.trial.proof import FAMILIES, collect, default_remedies, run_trial, seed_list, trial
@@ -197,56 +197,6 @@ def test_workers_give_the_same_numbers_bit_for_bit():
     assert {event.total for event in events} == {10}
     pids = {run.engine for arm in result.arms for run in arm.runs}
     assert f"process {os.getpid()}" not in pids
-
-
-def run_python(code: str, **environment: str) -> str:
-    """What a fresh interpreter prints; other tests may have left threads in this one."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
-        env={**os.environ, **environment}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process is copied")
-@pytest.mark.parametrize("threads", ["1", "3"])
-def test_a_process_is_copied_only_while_no_strange_thread_runs(threads: str):
-    """The pools of torch and NumPy do not stand in the way; a thread of Python's or of any other library does."""
-    out = run_python(
-        """
-        import ctypes, threading
-        import numpy, scipy.linalg, torch
-        from relume.trial.processes import forkable
-
-        numpy.linalg.inv(numpy.eye(300))
-        scipy.linalg.inv(numpy.eye(300))
-        print(forkable())
-        event = threading.Event()
-        thread = threading.Thread(target=event.wait)
-        thread.start()
-        print(forkable())
-        event.set()
-        thread.join()
-        print(forkable())
-        libc, handle = ctypes.CDLL(None), ctypes.c_ulong()
-        libc.pthread_create(ctypes.byref(handle), None, ctypes.cast(libc.pause, ctypes.c_void_p), None)
-        print(forkable())
-        """,
-        OMP_NUM_THREADS=threads,
-        OPENBLAS_NUM_THREADS="2",
-    )
-    assert out.split() == ["True", "False", "True", "False"]
-
-
-def test_workers_of_either_kind_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch):
-    """Copies of this process and fresh interpreters agree bit for bit, also after this one has used many threads."""
-    training, treatments = make(model=ill), {"revive": revive, "overshoot": overshoot}
-    torch.ones(2**20).exp().sum()
-    here = all_runs(training, treatments, "sequential")
-    for copied in (True, False):
-        monkeypatch.setattr(processes, "forkable", lambda copied=copied: copied)
-        assert str(all_runs(training, treatments, "processes")) == str(here)
 
 
 def test_a_killed_worker_costs_no_run(tmp_path: Path):
