@@ -144,7 +144,7 @@ def ours(work: str, rate: float, seeds: int, steps: int, engine: Engine, early: 
 def with_loader(*asked: Any) -> dict[str, Any]:
     """The trial in this process, with each batch put together by the DataLoader, sample by sample."""
     with patch("relume.training.stream.in_memory", lambda batches: None):
-        return ours(*asked, Engine(name="sequential"))
+        return ours(*asked, engine=Engine(name="sequential"))
 
 
 CANDIDATES: dict[str, Callable[..., dict[str, Any]]] = {
