@@ -167,8 +167,8 @@ def settled(control: Sequence[Run], arm: Sequence[Run], looks: int) -> bool:
     """Whether what these paired runs say is plain enough to do without further seeds, at one of so many looks.
 
     The intervals are wider than those of a verdict: each look has its share of the 5 % (Bonferroni). What no interval
-    decides must hold in every seed: that the untreated network is ill and the arm is not, that the arm diverges, or
-    that nothing differs. "No reliable difference" and "unproven" are never settled, as more seeds may decide them.
+    decides must hold in every seed: that the arm is free of symptoms, that it diverges, or that nothing differs. "No
+    reliable difference" and "unproven" are never settled, as more seeds may decide them.
     """
     pairs = _pairs(control, arm)
     if len(pairs) < max(FIRST_LOOK, len(arm)):  # a run that was lost leaves a doubt
@@ -183,7 +183,7 @@ def settled(control: Sequence[Run], arm: Sequence[Run], looks: int) -> bool:
         return _same(pairs) or all(_diverged(run) for pair in pairs for run in pair)
     no_worse = score.low >= -margin
     if verdict == "cured":
-        return no_worse and change.high < 0 and all(_ill(c) for c, _ in pairs)
+        return no_worse and change.high < 0
     before = fmean(_burden(c) for c, _ in pairs)
     falls = change.high < 0 and -change.mean >= EASED * before and any(_ill(a) for _, a in pairs)
     return verdict == "eased" and (score.low > noise or (falls and no_worse))
