@@ -116,6 +116,7 @@ def forkable() -> bool:
     Python's, no CUDA, and none but those of two libraries: OpenBLAS ends its own before a fork, and OpenMP's pool is
     not asked for in a copy that computes in one thread, on which torch's DataLoader relies too.
     """
+    # Python's threads by themselves: OpenMP may have fewer than it says, and their number must not make up for it.
     if sys.platform != "linux" or torch.cuda.is_initialized() or threading.active_count() > 1:
         return False
     child = os.fork()
