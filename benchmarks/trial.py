@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ from relume.remedies import find_remedy
 from relume.trial import Engine
 from relume.trial.arms import EXAMPLES
 from relume.trial.proof import FAMILIES, apply_remedy
+from relume.verdicts import FIRST_LOOK, judge, settled
 
 RESULTS = Path(__file__).parent / "results" / "trial.json"
 BATCH, STEPS, SEEDS = 64, 600, 5
@@ -200,6 +202,38 @@ def stacking(width: int, networks: int, steps: int = 200) -> float:
     return networks * min(one for one, _ in times) / min(all_ for _, all_ in times)
 
 
+# Early verdicts -------------------------------------------------------------------------------------------------------
+
+
+def looks(seeds: int, steps: int, draws: int = 40) -> dict[str, dict[str, float]]:
+    """Of trials with that many seeds and fewer: the share of runs that `early` saves, and of verdicts that it changes.
+
+    Seeds are drawn from those of two whole trials, without replacement, `draws` times for each arm.
+    """
+    trials = [relume.trial(training("mlp", rate, steps), FAMILIES, seeds=seeds) for rate in WORKS["mlp"]]
+    generator, found = random.Random(0), {}
+    for most in {5, 8, seeds} & set(range(4, seeds + 1)):
+        taken, changed, opposite = [], 0, 0
+        for trial in trials:
+            for arm in (arm for arm in trial.arms[1:] if not arm.failure):
+                for _ in range(draws):
+                    chosen = generator.sample(range(seeds), most)
+                    control, runs = ([side.runs[i] for i in chosen] for side in (trial.control, arm))
+                    ends = (k for k in range(FIRST_LOOK, most) if settled(control[:k], runs[:k], most - FIRST_LOOK + 1))
+                    taken.append(next(ends, most))
+                    early = judge(control[: taken[-1]], runs[: taken[-1]]).verdict
+                    whole = judge(control, runs).verdict
+                    changed += early != whole
+                    opposite += {early, whole} in ({"harmed", "cured"}, {"harmed", "eased"})
+        arms = len(FAMILIES)
+        saved = 1 - (most + arms * sum(taken) / len(taken)) / (most * (1 + arms))
+        found[f"{most} seeds"] = {
+            "runs_saved": round(saved, 3), "changed": round(changed / len(taken), 3), "opposite": opposite,
+            "verdicts": len(taken),
+        }  # fmt: skip
+    return found
+
+
 # The bench ----------------------------------------------------------------------------------------------------------
 
 
@@ -234,10 +268,18 @@ def one(asked: str) -> None:
 @click.option("--steps", default=STEPS, show_default=True)
 @click.option("--work", "works", multiple=True, type=click.Choice(list(WORKS)), help="This work only.")
 @click.option("--gains/--no-gains", default=True, show_default=True, help="Measure each gain by itself.")
-@click.option("--quick", is_flag=True, help="Two seeds, 100 steps, the first rate; nothing is written.")
+@click.option("--early-seeds", default=12, show_default=True, help="Of the trials that early verdicts are tried on.")
+@click.option("--quick", is_flag=True, help="Two seeds, 100 steps, the first rate, few gains; nothing is written.")
 @click.option("--one", "asked", hidden=True)
 def main(
-    rounds: int, seeds: int, steps: int, works: tuple[str, ...], gains: bool, quick: bool, asked: str | None
+    rounds: int,
+    seeds: int,
+    steps: int,
+    works: tuple[str, ...],
+    gains: bool,
+    early_seeds: int,
+    quick: bool,
+    asked: str | None,
 ) -> None:
     if asked is not None:
         one(asked)
@@ -258,7 +300,10 @@ def main(
         found["gains"] = {name: [timed("gains", name, "mlp", 0.01, seeds, steps)] for name in GAINS}
         _show("gains (mlp, rate 0.01)", found["gains"])
         found["stacking"] = {f"{w} wide, {n} seeds": round(stacking(w, n), 2) for w in (32, 128, 256) for n in (3, 5)}
-        print("stacked seeds, pure training steps:", found["stacking"])
+        print("stacked seeds, times faster in pure training steps:", found["stacking"])
+    if gains and not quick:
+        found["early"] = looks(early_seeds, steps)
+        print("early verdicts:", found["early"])
     if not quick:
         where = about(" ".join(["./dev bench trial", *sys.argv[1:]]))
         RESULTS.write_text(

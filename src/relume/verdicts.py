@@ -79,7 +79,7 @@ SYMPTOMS = {
 
 CONFIDENCE = 0.95
 MIN_SEEDS = 2  # one pair of runs cannot tell an effect from chance
-FIRST_LOOK = 3  # seeds before a verdict may be settled: at two, 1 in 1000 had the wrong sign (benchmarks/trial.py)
+FIRST_LOOK = 3  # seeds before a verdict may be settled: at two, 1 in 1200 had the wrong sign on digits
 # Of the burden, so much may be left: an arm that slips just below what counts as ill is eased, not cured. Our choice,
 # made on the demo, where it decides between BatchNorm (under 1 % dead) and the lower rate (21 % of 64 %); not measured.
 CURED = 0.25
