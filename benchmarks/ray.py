@@ -85,7 +85,7 @@ def main(rounds: int, quick: bool) -> None:
         print(f"{engine:14}{start:10.2f}{each:11.2f}{whole:10.2f}")
     print(f"verdicts and scores equal those of this process: {equal}")
     if not quick:
-        where = {**about(" ".join(["./dev bench ray", *sys.argv[1:]])), "ray": version("ray")}
+        where = {**about(" ".join(["./dev bench ray", *sys.argv[1:]])), "ray_version": version("ray")}
         kept = {
             **where,
             "load_at_end": os.getloadavg(),
