@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from relume.cli import main
+from relume.errors import RelumeError
 
 GOOD = """
 import sys
@@ -185,6 +187,34 @@ def test_compare_tries_functions_on_a_users_own_file(file: Path) -> None:
     assert result.exit_code == 0 and "GELU" in result.stdout
     result = call("compare", f"{file}:healthy", "--activation", "geluu", *asked)
     assert result.exit_code == 2 and "gelu" in result.stderr
+
+
+def test_the_engine_is_chosen_by_options(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers, address and what an arm takes arrive together; an address alone means Ray."""
+    from relume.trial import Engine, proof
+
+    asked: list[tuple[Any, bool]] = []
+
+    def note(*arguments: Any, early: bool, **options: Any) -> None:
+        asked.append((arguments[4], early))
+        raise RelumeError("enough")
+
+    monkeypatch.setattr(proof, "run_trial", note)
+    for words in (
+        [],
+        ["--engine", "processes", "--workers", 3, "--early"],
+        ["--ray-address", "auto", "--cpus-per-arm", 2, "--gpus-per-arm", 0.25],
+        ["--engine", "sequential", "--ray-address", "auto"],
+    ):
+        assert call("trial", f"{file}:healthy", *words).exit_code == 2
+    assert asked == [
+        (Engine(), False),
+        (Engine(name="processes", workers=3), True),
+        (Engine(name="ray", ray_address="auto", cpus_per_arm=2.0, gpus_per_arm=0.25), False),
+        (Engine(name="sequential", ray_address="auto"), False),
+    ]
+    result = call("trial", f"{file}:healthy", "--cpus-per-arm", 0)
+    assert result.exit_code == 2 and "nor both zero" in result.stderr
 
 
 def test_an_unknown_remedy_names_the_closest(file: Path) -> None:

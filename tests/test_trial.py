@@ -295,7 +295,7 @@ def test_what_cannot_be_sent_runs_here_or_says_so(tmp_path: Path):
 
 def test_an_unknown_engine_is_named():
     """An engine that there is not is refused with those that there are."""
-    with pytest.raises(TrialError, match=r"no engine named 'ray2'.\nEngines: auto, processes, sequential"):
+    with pytest.raises(TrialError, match=r"no engine named 'ray2'.\nEngines: auto, processes, sequential, ray"):
         run_trial(make(), {}, (0,), 5, "ray2", None)
 
 

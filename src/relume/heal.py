@@ -16,6 +16,7 @@ from relume.report.results import Healed, Report, Trial
 from relume.training import Training, fresh, repeatable, require_steps
 from relume.trial import trial as run_trial
 from relume.trial.arms import Trained, carry_out
+from relume.trial.engine import Engine
 from relume.trial.proof import apply_remedy, seed_list
 from relume.trial.screening import screen
 from relume.verdicts import MIN_SEEDS, WINNING, Arm, ranked
@@ -31,7 +32,7 @@ def heal(
     seeds: int | Iterable[int] = 3,
     *,
     steps: int | None = None,
-    engine: str = "auto",
+    engine: str | Engine = "auto",
     remedies: Iterable[str | Remedy] | None = None,
     on_progress: OnProgress | None = None,
     report: Report | None = None,

@@ -79,6 +79,7 @@ SYMPTOMS = {
 
 CONFIDENCE = 0.95
 MIN_SEEDS = 2  # one pair of runs cannot tell an effect from chance
+FIRST_LOOK = 3  # seeds before a verdict may be settled: at two, 1 in 1200 had the wrong sign on digits
 # Of the burden, so much may be left: an arm that slips just below what counts as ill is eased, not cured. Our choice,
 # made on the demo, where it decides between BatchNorm (under 1 % dead) and the lower rate (21 % of 64 %); not measured.
 CURED = 0.25
@@ -96,18 +97,20 @@ BEST_FIRST: tuple[Verdict, ...] = ("cured", "eased", "no_effect", "unproven", "h
 WINNING: tuple[Verdict, ...] = ("cured", "eased")
 
 
-def mean_interval(values: Sequence[float]) -> Difference:
-    """Mean of the values with its 95 % interval (Student's t); unbounded for a single value."""
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Difference:
+    """Mean of the values with its interval (Student's t), of 95 % by default; unbounded for a single value."""
     mean = fmean(values)
     if len(values) < 2:
         return Difference(mean=mean, low=-math.inf, high=math.inf)
     from scipy.special import stdtrit
 
-    half = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * stdev(values) / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * stdev(values) / math.sqrt(len(values))
     return Difference(mean=mean, low=mean - half, high=mean + half)
 
 
-def difference(control: Sequence[float | None], arm: Sequence[float | None]) -> Difference | None:
+def difference(
+    control: Sequence[float | None], arm: Sequence[float | None], confidence: float = CONFIDENCE
+) -> Difference | None:
     """Mean paired difference arm - control over the seeds in which both have a score; None where no seed has both.
 
     Identical scores give exactly (0, 0, 0), whatever the number of seeds.
@@ -118,7 +121,7 @@ def difference(control: Sequence[float | None], arm: Sequence[float | None]) -> 
         return None
     if not any(differences):
         return Difference(mean=0.0, low=0.0, high=0.0)
-    return mean_interval(differences)
+    return mean_interval(differences, confidence)
 
 
 def judge(control: Sequence[Run], arm: Sequence[Run], *, changes: Mapping[str, str] | None = None) -> Arm:
@@ -158,6 +161,32 @@ def judge(control: Sequence[Run], arm: Sequence[Run], *, changes: Mapping[str, s
         cost=_cost(pairs),
         changes=changes,
     )
+
+
+def settled(control: Sequence[Run], arm: Sequence[Run], looks: int) -> bool:
+    """Whether what these paired runs say is plain enough to do without further seeds, at one of so many looks.
+
+    The intervals are wider than those of a verdict: each look has its share of the 5 % (Bonferroni). What no interval
+    decides must hold in every seed: that the arm is free of symptoms, that it diverges, or that nothing differs. "No
+    reliable difference" and "unproven" are never settled, as more seeds may decide them.
+    """
+    pairs = _pairs(control, arm)
+    if len(pairs) < max(FIRST_LOOK, len(arm)):  # a run that was lost leaves a doubt
+        return False
+    confidence = 1 - (1 - CONFIDENCE) / looks
+    score, noise, margin = _scores(pairs, confidence)
+    change = mean_interval([_burden(a) - _burden(c) for c, a in pairs], confidence)
+    verdict, _ = _verdict(pairs)
+    if verdict == "harmed":
+        return score.high < -noise or _ruined(pairs) or all(_diverged(a) and not _diverged(c) for c, a in pairs)
+    if verdict == "no_effect":
+        return _same(pairs) or all(_diverged(run) for pair in pairs for run in pair)
+    no_worse = score.low >= -margin
+    if verdict == "cured":
+        return no_worse and change.high < 0
+    before = fmean(_burden(c) for c, _ in pairs)
+    falls = change.high < 0 and -change.mean >= EASED * before and any(_ill(a) for _, a in pairs)
+    return verdict == "eased" and (score.low > noise or (falls and no_worse))
 
 
 def judge_control(runs: Sequence[Run]) -> Arm:
@@ -211,7 +240,7 @@ def _verdict(pairs: list[tuple[Run, Run]]) -> tuple[Verdict, str]:
         return "harmed", f"The score falls by more than the untreated network reached, in {_all(arms)}."
     if all(map(_diverged, controls)) and all(map(_diverged, arms)):
         return "no_effect", f"Diverges in {_all(arms)}, as the untreated network does."
-    if all((_finite(c.score), c.burden, c.kinds) == (_finite(a.score), a.burden, a.kinds) for c, a in pairs):
+    if _same(pairs):
         return "no_effect", f"Exactly as the untreated network in {_all(arms)}."
     if not certain:
         return "unproven", f"One seed cannot tell an effect from chance: {said}."
@@ -257,7 +286,7 @@ def _pairs(control: Sequence[Run], arm: Sequence[Run]) -> list[tuple[Run, Run]]:
     return [(by_seed[run.seed], run) for run in arm if not run.lost and run.seed in by_seed]
 
 
-def _scores(pairs: list[tuple[Run, Run]]) -> tuple[Difference, float, float]:
+def _scores(pairs: list[tuple[Run, Run]], confidence: float = CONFIDENCE) -> tuple[Difference, float, float]:
     """The difference with diverged runs at the worst score seen, its rounding error, and the margin of "no worse"."""
     both = [(_finite(c.score), _finite(a.score)) for c, a in pairs]
     seen = [score for pair in both for score in pair if score is not None]
@@ -267,9 +296,13 @@ def _scores(pairs: list[tuple[Run, Run]]) -> tuple[Difference, float, float]:
     margin = 0.0
     if len(controls) > 1:
         margin = min(MARGIN_OF_SCORE * abs(fmean(controls)), MARGIN_OF_SPREAD * stdev(controls))
-    found = difference([c for c, _ in filled], [a for _, a in filled])
+    found = difference([c for c, _ in filled], [a for _, a in filled], confidence)
     assert found is not None  # there is at least one pair, and every score in it is finite
     return found, ROUNDING * max(map(abs, seen), default=0.0), margin
+
+
+def _same(pairs: list[tuple[Run, Run]]) -> bool:
+    return all((_finite(c.score), c.burden, c.kinds) == (_finite(a.score), a.burden, a.kinds) for c, a in pairs)
 
 
 def _ruined(pairs: list[tuple[Run, Run]]) -> bool:

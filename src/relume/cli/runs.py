@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from relume.cli.shared import INTERRUPTED, load, outputs, progress, show_page
+
+if TYPE_CHECKING:
+    from relume.trial import Engine
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,10 +28,45 @@ _steps = click.option("--steps", type=click.IntRange(min=1), help="Steps of each
 _remedies = click.option(
     "--remedy", "remedies", multiple=True, metavar="NAME", help="Try this one only; a+b is both. May be repeated."
 )
-_engine = click.option(
-    "--engine", type=click.Choice(["auto", "processes", "sequential"]), default="auto", show_default=True,
-    help="Worker processes, or this process.",
-)  # fmt: skip
+_early = click.option("--early", is_flag=True, help="No further seeds for an arm whose verdict is plain.")
+
+
+def _engine(command: F) -> F:
+    """Where runs are run: five options that become one `Engine`."""
+
+    @wraps(command)
+    def with_engine(
+        *arguments: Any,
+        engine: str,
+        workers: int | None,
+        ray_address: str | None,
+        cpus_per_arm: float,
+        gpus_per_arm: float,
+        **options: Any,
+    ) -> None:
+        from relume.trial import Engine
+
+        chosen = Engine(
+            name="ray" if ray_address is not None and engine == "auto" else engine,
+            workers=workers,
+            ray_address=ray_address,
+            cpus_per_arm=cpus_per_arm,
+            gpus_per_arm=gpus_per_arm,
+        )
+        command(*arguments, engine=chosen, **options)
+
+    for option in (
+        click.option("--gpus-per-arm", type=click.FloatRange(min=0), default=0.0, help="GPUs of each Ray task."),
+        click.option("--cpus-per-arm", type=click.FloatRange(min=0), default=1.0, help="CPUs of each Ray task."),
+        click.option("--ray-address", metavar="ADDRESS", help="The Ray cluster: auto, HOST:6379, ray://HOST:10001."),
+        click.option("--workers", type=click.IntRange(min=1), help="Worker processes; default: one per core."),
+        click.option(
+            "--engine", type=click.Choice(["auto", "processes", "sequential", "ray"]), default="auto",
+            show_default=True, help="Worker processes, this process, or Ray.",
+        ),
+    ):  # fmt: skip
+        with_engine = option(with_engine)
+    return cast(F, with_engine)
 
 
 @click.command()
@@ -78,13 +117,15 @@ def diagnose(
 @_seeds(5)
 @_steps
 @_engine
+@_early
 @outputs
 def trial(
     subject: str,
     remedies: tuple[str, ...],
     seeds: int,
     steps: int | None,
-    engine: str,
+    engine: Engine,
+    early: bool,
     json_path: Path | None,
     html_path: Path | None,
 ) -> None:
@@ -95,7 +136,8 @@ def trial(
 
     with progress() as (stage, on_progress):
         stage("trying every remedy beside the untreated network")
-        result = run(training, remedies or None, seeds=seeds, steps=steps, engine=engine, on_progress=on_progress)
+        asked = {"seeds": seeds, "steps": steps, "engine": engine, "early": early}
+        result = run(training, remedies or None, **asked, on_progress=on_progress)
     show_page(Page.of(result), json_path, html_path)
     if not result.finished:
         sys.exit(INTERRUPTED)
@@ -115,7 +157,7 @@ def compare(
     activations: tuple[str, ...],
     seeds: int,
     steps: int | None,
-    engine: str,
+    engine: Engine,
     json_path: Path | None,
     html_path: Path | None,
 ) -> None:
@@ -147,7 +189,7 @@ def heal(
     remedies: tuple[str, ...],
     seeds: int,
     steps: int | None,
-    engine: str,
+    engine: Engine,
     save: Path | None,
     json_path: Path | None,
     html_path: Path | None,

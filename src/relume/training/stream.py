@@ -8,6 +8,7 @@ from typing import Any
 
 from relume.errors import DataError
 from relume.randomness import isolated_rng, rng_state, seed_all, set_rng_state
+from relume.training.memory import in_memory
 
 STREAM_SALT = 0x5EED  # the order of the data must not be drawn from the same numbers as the weights
 
@@ -22,7 +23,9 @@ class Stream:
     def __init__(self, batches: Iterable[Any], seed: int, *, once: bool = False) -> None:
         self.index = -1  # of the batch given last, within its pass
         self._place = -1  # of the batch read last
-        self._batches = batches
+        known = in_memory(batches)
+        self._batches = batches if known is None else known
+        self._draws_at_start = known is not None  # of a pass, and at no other time
         self._once = once
         self._iterator: Iterator[Any] | None = None
         self._ahead = deque[tuple[int, Any]]()
@@ -46,17 +49,22 @@ class Stream:
         return [batch for _, batch in list(self._ahead)[:count]]
 
     def _read(self) -> Any:
-        with isolated_rng():
-            set_rng_state(self._rng)
-            try:
-                batch = self._next()
-            except Exception as error:
-                raise DataError(
-                    f"batches failed at batch {self._place + 1}: {type(error).__name__}: {error}\n"
-                    "The traceback above is from the data set or its loader."
-                ) from error
-            finally:
-                self._rng = rng_state()
+        try:
+            batch = next(self._iterator, _END) if self._iterator is not None and self._draws_at_start else _END
+            if batch is not _END:
+                self._place += 1
+                return batch
+            with isolated_rng():
+                set_rng_state(self._rng)
+                try:
+                    batch = self._next()
+                finally:
+                    self._rng = rng_state()
+        except Exception as error:
+            raise DataError(
+                f"batches failed at batch {self._place + 1}: {type(error).__name__}: {error}\n"
+                "The traceback above is from the data set or its loader."
+            ) from error
         if batch is not _END:
             return batch
         if self._place >= 0:

@@ -13,12 +13,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from relume.errors import RemedyError, TrialError
+from relume.randomness import one_thread
 from relume.report.results import Report, Trial
 from relume.report.words import remedy as remedy_words
 from relume.training import Training, check, repeatable, require_steps
 from relume.trial.arms import CONTROL, Job, Outcome, Treatment
-from relume.trial.engine import Engine, opened, packed
-from relume.verdicts import MIN_SEEDS, Arm, Run, in_words, judge, judge_control, ranked, winner
+from relume.trial.engine import Engine, Runner, opened
+from relume.trial.work import packed
+from relume.verdicts import FIRST_LOOK, MIN_SEEDS, Arm, Run, in_words, judge, judge_control, ranked, settled, winner
 
 if TYPE_CHECKING:
     from relume.remedies import Remedy
@@ -46,18 +48,20 @@ def trial(
     remedies: Iterable[str | Remedy] | None = None,
     seeds: int | Iterable[int] = 5,
     steps: int | None = None,
-    engine: str = "auto",
+    engine: str | Engine = "auto",
     *,
     on_progress: OnProgress | None = None,
     report: Report | None = None,
+    early: bool = False,
 ) -> Trial:
     """Train the network with and without each remedy, from the same seeds on the same batches, and judge.
 
     `remedies` are names or records; None takes the nine families and what `report` recommends. `seeds` is a number of
-    seeds or the seeds themselves. `engine` is "processes" (one worker per core), "sequential" (this process; the same
-    numbers bit for bit) or "auto", which takes workers when they are worth their start. `on_progress` is called with a
-    `Progress` after each run. Ctrl-C ends it early: the seeds that are done, two at least, are judged, and `finished`
-    is False.
+    seeds or the seeds themselves; with `early`, an arm whose verdict is plain after three or more of them gets no
+    further ones. `engine` is "processes" (one worker per core), "ray" (many machines), "sequential" (this process; the
+    same numbers bit for bit) or "auto", which takes workers when they are worth their start; an `Engine` says how many.
+    `on_progress` is called with a `Progress` after each run. Ctrl-C ends it early: the seeds that are done, two at
+    least, are judged, and `finished` is False.
 
         result = relume.trial(training, ["prelu", "lower_learning_rate"], seeds=5)
         print(result.winner, result.arm("prelu").because)
@@ -68,7 +72,7 @@ def trial(
     chosen = [_remedy(remedy) for remedy in (default_remedies(report) if remedies is None else _listed(remedies))]
     _require_distinct([remedy.name for remedy in chosen])
     treatments = {remedy.name: partial(apply_remedy, remedy) for remedy in chosen}
-    result = run_trial(training, treatments, seed_list(seeds), steps, engine, on_progress)
+    result = run_trial(training, treatments, seed_list(seeds), steps, engine, on_progress, early=early)
     best = next((remedy for remedy in chosen if remedy.name == result.winner), None)
     return result if best is None else replace(result, code=best.code)
 
@@ -78,8 +82,10 @@ def run_trial(
     treatments: Mapping[str, Treatment],
     seeds: tuple[int, ...],
     steps: int | None,
-    engine: str,
+    engine: str | Engine,
     on_progress: OnProgress | None,
+    *,
+    early: bool = False,
 ) -> Trial:
     """A trial of named treatments against the untreated network."""
     started = time.perf_counter()
@@ -89,7 +95,7 @@ def run_trial(
     jobs = [Job(CONTROL, seed) for seed in seeds]
     jobs += [Job(name, seed, treatment) for seed in seeds for name, treatment in treatments.items()]
     with opened(training, steps, engine, len(jobs), seconds * steps) as runner:
-        outcomes = collect(runner, jobs, on_progress, interruptible=True)
+        outcomes = collect(runner, jobs, on_progress, interruptible=True, early=early)
         ran_in = runner.name
     control = [outcome.run for outcome in outcomes[CONTROL]]
     arms = [judged(control, outcomes[name]) for name in treatments]
@@ -107,24 +113,32 @@ def rehearse(training: Training, steps: int) -> float:
     import cloudpickle
 
     payload, _ = packed(training, steps)
-    return check(training if payload is None else cloudpickle.loads(payload)[0])
+    with one_thread():  # as every run: several threads are slower on small networks, and much slower on busy machines
+        return check(training if payload is None else cloudpickle.loads(payload)[0])
 
 
 def collect(
-    runner: Engine,
+    runner: Runner,
     jobs: Sequence[Job],
     on_progress: OnProgress | None = None,
     *,
     before: int = 0,
     ahead: int = 0,
     interruptible: bool = False,
+    early: bool = False,
 ) -> dict[str, list[Outcome]]:
     """Run the jobs; the outcomes of each arm, in the order of the jobs. TrialError when a control cannot be run.
 
     `before` and `ahead` are the runs done earlier and known to come, for the progress. Where it is `interruptible`,
-    Ctrl-C leaves the seeds in which every arm is done, if there are enough of them to judge.
+    Ctrl-C leaves the seeds in which every arm is done, if there are enough of them to judge. With `early`, an arm ends
+    with the seed at which its verdict is settled; what was run beyond it, for want of other work, is left out, so that
+    the result does not depend on how many workers there were.
     """
     done: dict[tuple[str, int], Outcome] = {}
+    looking = Looks(jobs, done) if early else None
+
+    def wanted(job: Job) -> bool:
+        return looking is None or looking.wanted(job)
 
     def note(outcome: Outcome) -> None:
         run = outcome.run
@@ -134,19 +148,49 @@ def collect(
             )
         done[run.arm, run.seed] = outcome
         if on_progress is not None:
-            on_progress(Progress(done=before + len(done), total=before + len(jobs) + ahead, run=run))
+            left = sum((job.arm, job.seed) not in done and wanted(job) for job in jobs)
+            on_progress(Progress(done=before + len(done), total=before + len(done) + left + ahead, run=run))
 
     try:
-        runner.run(jobs, note)
+        runner.run(jobs, note, wanted)
     except KeyboardInterrupt:
-        missing = {job.seed for job in jobs if (job.arm, job.seed) not in done}
+        missing = {job.seed for job in jobs if wanted(job) and (job.arm, job.seed) not in done}
         jobs = [job for job in jobs if job.seed not in missing]
         if not interruptible or len({job.seed for job in jobs}) < MIN_SEEDS:
             raise
     arms: dict[str, list[Outcome]] = {}
-    for job in jobs:
+    for job in filter(wanted, jobs):
         arms.setdefault(job.arm, []).append(done[job.arm, job.seed])
     return arms
+
+
+class Looks:
+    """Which jobs of a trial are still wanted, as its outcomes come in.
+
+    An arm is looked at seed by seed, in the order of the jobs, with the outcomes of those seeds alone. So it ends at
+    the same seed in whatever order the outcomes come.
+    """
+
+    def __init__(self, jobs: Sequence[Job], done: Mapping[tuple[str, int], Outcome]) -> None:
+        self._seeds = list(dict.fromkeys(job.seed for job in jobs))
+        self._done = done
+        self._looked: dict[str, int] = {}  # arm -> seeds at its last look
+        self._ended: dict[str, int] = {}  # arm -> seeds at which it was settled
+
+    def wanted(self, job: Job) -> bool:
+        """Whether the job belongs to the trial, as far as can be told now; controls always do."""
+        if job.arm == CONTROL:
+            return True
+        while job.arm not in self._ended:
+            count = self._looked.get(job.arm, FIRST_LOOK - 1) + 1
+            pairs = [(self._done.get((CONTROL, s)), self._done.get((job.arm, s))) for s in self._seeds[:count]]
+            runs = [(c.run, a.run) for c, a in pairs if c is not None and a is not None]
+            if count > len(self._seeds) or len(runs) < count:
+                return True
+            self._looked[job.arm] = count
+            if settled([c for c, _ in runs], [a for _, a in runs], len(self._seeds) - FIRST_LOOK + 1):
+                self._ended[job.arm] = count
+        return self._seeds.index(job.seed) < self._ended[job.arm]
 
 
 def judged(control: Sequence[Run], outcomes: Sequence[Outcome]) -> Arm:

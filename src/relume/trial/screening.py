@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from relume.training import Training
 from relume.trial.arms import CONTROL, Job
-from relume.trial.engine import opened
+from relume.trial.engine import Engine, opened
 from relume.trial.proof import OnProgress, apply_remedy, collect, rehearse
 from relume.verdicts import Run
 
@@ -25,7 +25,7 @@ def screen(
     remedies: Sequence[Remedy],
     steps: int,
     seed: int,
-    engine: str = "auto",
+    engine: str | Engine = "auto",
     *,
     on_progress: OnProgress | None = None,
 ) -> list[Remedy]:

@@ -18,7 +18,7 @@ from relume.errors import RemedyError, TrialError
 from relume.report.results import Trial
 from relume.training import Training, require_steps
 from relume.trial.arms import CONTROL, Job, Outcome
-from relume.trial.engine import opened
+from relume.trial.engine import Engine, opened
 from relume.trial.proof import OnProgress, apply_remedy, collect, concluded, judged, rehearse, seed_list
 from relume.verdicts import judge_control
 from relume.wiring import follow
@@ -35,7 +35,7 @@ def compare(
     activations: Iterable[str],
     seeds: int | Iterable[int] = 5,
     steps: int | None = None,
-    engine: str = "auto",
+    engine: str | Engine = "auto",
     *,
     on_progress: OnProgress | None = None,
 ) -> Trial:
