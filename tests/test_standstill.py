@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn, optim
+from torch import nn, optim
 from torch.optim import Optimizer
 
 from relume.recording import Site
@@ -30,8 +31,8 @@ def variants() -> dict[str, Make]:
         for how in ("single", "foreach", "fused"):
             if how == "fused" and kind not in (optim.SGD, optim.Adam, optim.AdamW, optim.Adagrad):
                 continue
-            way = {"foreach": how == "foreach", **({"fused": True} if how == "fused" else {})}
-            found[f"{name}-{how}"] = lambda p, kind=kind, all_=({**settings, **way}): kind(p, **all_)
+            way: dict[str, Any] = {"foreach": how == "foreach", **({"fused": True} if how == "fused" else {})}
+            found[f"{name}-{how}"] = partial(kind, **settings, **way)
 
     add("sgd", optim.SGD, lr=0.05)
     add("sgd-decay", optim.SGD, lr=0.05, weight_decay=1e-3)

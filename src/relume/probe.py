@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from relume.activations import ACTIVATIONS
 from relume.nested import first_float
-from relume.recording import InitialWeight, InputReading, Reading, Site, SiteReading, WeightReading
+from relume.recording import Floats, InitialWeight, InputReading, Reading, Site, SiteReading, WeightReading
 from relume.sites import Call, Trace
 
 # A unit is flat on a sample where its slope is below this share of the function's greatest slope. At 1 % a gradient
@@ -26,14 +26,17 @@ MOMENT_VALUES = 4096  # of each unit that means and deviations are taken from: 1
 class Probe:
     """One probed step: `with probe.forward(inputs): model(...)`, then the backward pass, then `probe.reading(...)`."""
 
-    def __init__(self, model: nn.Module, step: int = 0) -> None:
+    def __init__(self, model: nn.Module, step: int = 0, pulls: Iterable[str] = ()) -> None:
         self.step = step
+        self.pulled: dict[str, Floats] = {}  # by site, how many of each unit's values have a gradient at their output
+        self._pulls = frozenset(pulls)  # sites of which that is counted
         self.samples = 0
         self._model = model
         self._trace = Trace(model, self._observe)
         self._columns: dict[int, list[Tensor]] = {}  # site index -> eight vectors, one entry per unit
         self._counts: dict[int, int] = {}
         self._squares: dict[int, list[Tensor]] = {}  # site index -> sums of squared output gradients
+        self._reached: dict[int, Tensor] = {}  # site index -> values whose gradient is not zero, per unit
         self._input: tuple[int, Tensor] | None = None
         self._output: Tensor | None = None
         self._trained: list[tuple[str, nn.Parameter]] = []
@@ -101,6 +104,8 @@ class Probe:
                     g = gradient.detach().float()
                     g = g[None] if g.dim() == 0 else g
                     squares.append(g.square().sum(rest) if rest else g.square())
+                    if call.site.name in self._pulls:
+                        self._reached[call.index] = (g != 0).sum(rest) if rest else (g != 0)
 
                 result.register_hook(lambda gradient: self._trace.attempt(read_gradient, gradient))
 
@@ -123,6 +128,7 @@ class Probe:
 
         sites = {i: put([*self._columns[i], *self._gradient(i)]) for i in self._columns}
         units = length
+        reached = dict(zip(self._reached, put(self._reached.values()), strict=True))
         norms = self._norms()
         cuts = put(values for _, values in norms.values())
         value = _as_tensor(loss)
@@ -140,6 +146,7 @@ class Probe:
         output = float(read[next(tail)][0]) if self._output is not None else None
         number = float(read[next(tail)][0]) if value is not None else None
         called = {site.order: site.name for site in self._trace.sites}
+        self.pulled = {called[i]: read[cut] for i, cut in reached.items()}
         return Reading(
             step=self.step,
             loss=number if number is not None else (float(loss) if isinstance(loss, (int, float)) else None),

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
@@ -16,14 +20,17 @@ from torch.utils._pytree import tree_map_only
 from relume.nested import first_float, tensors
 from relume.probe import Probe, initial_weights
 from relume.proof import prove_runs, silent_units
-from relume.recording import Proof, Reading, Recording, Site
+from relume.recording import Floats, Proof, Reading, Recording, Site
 from relume.sites import undisturbed
-from relume.symptoms import ENOUGH_SAMPLES
+from relume.standstill import Standstill
+from relume.symptoms import ENOUGH_SAMPLES, FEWEST_READINGS
 from relume.targets import TargetFinder
 
 PENDING_LOSSES = 256  # kept on the device before they are moved together
 UNSEEN_STEPS = 3  # without one reading: the loop calls something else
 KEPT_BYTES = 64 * 2**20  # of training batches kept for the closing reading and for replays
+MOST_READINGS = 512  # in memory: past that every second one of the older half goes
+NEWLY_STILL = 0.1  # of a site's units that stand still and have not been read since: worth a reading
 
 
 class Recorder:
@@ -43,7 +50,7 @@ class Recorder:
         resumed: bool = False,
     ) -> None:
         self.step = 0
-        self.losses: list[float] = []
+        self.losses = array("d")
         self.readings: list[Reading] = []
         self.kept: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # arguments of forward passes, newest last
         self.first: list[tuple[Any, Any]] = []  # (input, target) of the first steps; given the loss function
@@ -61,7 +68,7 @@ class Recorder:
         self._trained = trained
         self._resumed = resumed or (optimizer is not None and bool(optimizer.state))
         self._started = time.perf_counter()
-        self._pending: list[Tensor | float] = []
+        self._pending: list[Tensor | float | None] = []
         self._probe: Probe | None = None
         self._finder = TargetFinder(loss) if loss is not None else None
         self._hooks: list[Any] = []
@@ -69,18 +76,54 @@ class Recorder:
         self._proven: tuple[int, tuple[Proof, ...], int | None] | None = None  # as of a step, from so many samples
         self._full = False  # no room for more batches
         self._extents: list[tuple[int, int]] = []  # samples and bytes of each kept batch
+        self._kept_samples = self._kept_bytes = 0
+        self._keeper: Any = None  # the hook that keeps inputs
+        self._standstill = Standstill(self._model, optimizer) if optimizer is not None and trained else None
+        self._pulled: dict[str, Floats] = {}  # by site, how many values of each unit had a gradient when last counted
+        self._read_still: dict[str, NDArray[np.bool_]] = {}  # by site, the units that stood still when it was read
 
     # around one step ----------------------------------------------------------------------------------------------
 
     @property
     def keeps_enough(self) -> bool:
         """Whether the kept batches suffice for a verdict on each unit."""
-        return self._full or sum(samples for samples, _ in self._extents) >= ENOUGH_SAMPLES
+        return self._full or self._kept_samples >= ENOUGH_SAMPLES
+
+    @property
+    def wants_targets(self) -> bool:
+        """Whether the next step's target is to be found, so that `arm` is called before it."""
+        return self._finder is not None and (self.window is not None or self._wants_first)
 
     @property
     def _wants_first(self) -> bool:
         enough = sum(_extent(input)[0] for input, _ in self.first) >= ENOUGH_SAMPLES
         return self.step == len(self.first) and not enough
+
+    def keep_inputs(self) -> None:
+        """Keep what goes into the network from now on, until there is enough for a verdict on each unit."""
+        wanted = ENOUGH_SAMPLES
+
+        def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
+            nonlocal wanted
+            if torch.is_grad_enabled() and module.training and (samples := self.keep(args, kwargs)):
+                wanted -= samples
+                if wanted <= 0 or self._full:
+                    self._keep_no_more()
+
+        self._keep_no_more()
+        if not self._scripted:
+            hook = _Hook(self._guarded(begin))
+            self._keeper = self._called.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def _keep_no_more(self) -> None:
+        if self._keeper is not None:
+            self._keeper.remove()
+            self._keeper = None
+
+    def stop(self) -> None:
+        """Take off all there is."""
+        self.disarm()
+        self._keep_no_more()
 
     def arm(self, *, read: bool = True) -> None:
         """Read (or, without `read`, only keep the input of) the next training pass; nothing is left on afterwards."""
@@ -93,8 +136,10 @@ class Recorder:
         def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
             if armed or not torch.is_grad_enabled() or not module.training or not _extent((args, kwargs))[0]:
                 return
-            self.keep(args, kwargs)
-            armed.append(Probe(self._model, self.step) if read else None)
+            if self._keeper is None:
+                self.keep(args, kwargs)
+            still = self._standstill.idle if self._standstill is not None else ()
+            armed.append(Probe(self._model, self.step, still) if read else None)
             if (probe := armed[0]) is not None:
                 probe.keep_weights()
                 probe.read_input((args, tuple(kwargs.values())))
@@ -138,60 +183,104 @@ class Recorder:
             self._finder.end(None)
 
     def count(self, loss: Tensor | float | None = None) -> None:
-        """Count one optimizer step for which nothing was armed."""
-        self._pending.append(loss.detach() if isinstance(loss, Tensor) else math.nan if loss is None else loss)
+        """Count one optimizer step."""
         self.step += 1
+        if isinstance(loss, Tensor):
+            loss = loss.item() if loss.is_cpu and loss.dim() == 0 else loss.detach()  # moved later, many at once
+        self._pending.append(loss)
         if len(self._pending) >= PENDING_LOSSES:
             self.flush()
 
     def collect(self, loss: Tensor | float | None = None) -> Reading | None:
         """Count one optimizer step; the reading of it, if it was probed."""
-        reading = None
-        if self._hooks:
-            if self._finder is not None and (target := self._finder.end(loss)) is not None and self.kept:
-                pair = _as_input(*self.kept[-1]), target
-                if self._wants_first:
-                    self.first.append(pair)
-                if self.window is not None:  # copies: a loop may fill the same tensors again
-                    self.window.append(tree_map_only(Tensor, lambda t: t.detach().clone(), pair))
-            probe = self._probe
-            if probe is not None and self._error is None and probe.trace.error is None:
-                reading = probe.reading(loss, self._optimizer)
-                self._add(probe, reading)
-            self.disarm()
-            error = self._error or (probe.trace.error if probe is not None else None)
-            if error is not None:
-                raise error
+        probe, reading = self._probe, None
+        if self._hooks and self._finder is not None and (target := self._finder.end(loss)) is not None and self.kept:
+            pair = _as_input(*self.kept[-1]), target
+            if self._wants_first:
+                self.first.append(pair)
+            if self.window is not None:  # copies: a loop may fill the same tensors again
+                self.window.append(tree_map_only(Tensor, lambda t: t.detach().clone(), pair))
         self.count(loss)
+        if probe is not None and self._error is None and probe.trace.error is None:
+            reading = probe.reading(loss, self._optimizer)
+            self._add(probe, reading)
+        self.disarm()
+        if (error := self._error or (probe.trace.error if probe is not None else None)) is not None:
+            raise error
         return reading
 
+    def look(self) -> bool:
+        """See which units stand still; whether so many do that was not known of that the next step is worth reading."""
+        if self._standstill is None:
+            return False
+        self._standstill.look(self.step)
+        for name, idle in self._standstill.idle.items():
+            known = self._read_still.get(name)
+            still = idle > 0
+            if known is not None:
+                known &= still  # what moves again is news when it stops again
+                still &= ~known
+            if still.mean() >= NEWLY_STILL:
+                return True
+        return False
+
     def _add(self, probe: Probe, reading: Reading) -> None:
-        self.readings.append(reading)
         for site in probe.sites:
             self.sites.setdefault(site.name, site)
         self.blind.update(dict.fromkeys(probe.blind))
+        self.readings.append(self._with_standstill(probe, reading))
+        if len(self.readings) > MOST_READINGS:
+            del self.readings[FEWEST_READINGS : MOST_READINGS // 2 : 2]
+
+    def _with_standstill(self, probe: Probe, reading: Reading) -> Reading:
+        """The reading, and how long the units of each site have had no gradient by now."""
+        standstill = self._standstill
+        if standstill is None:
+            return reading
+        standstill.follow(probe.sites)
+        standstill.look(self.step)
+        self._pulled.update(probe.pulled)
+        sites = dict(reading.sites)
+        for name, idle in standstill.idle.items():
+            self._read_still[name] = idle > 0
+            if name in sites and len(idle) == len(sites[name].silent):
+                values = idle * standstill.resolved(name) * self._pulled.get(name, 0.0)
+                sites[name] = replace(sites[name], idle=idle.astype(np.float32), idle_samples=values.astype(np.float32))
+        return replace(reading, sites=sites)
 
     def flush(self) -> None:
-        """Move the losses since the last probe to the CPU."""
+        """Move the losses since the last time to the CPU."""
         tensors = [
             loss if loss.dim() == 0 else loss.float().mean() for loss in self._pending if isinstance(loss, Tensor)
         ]
         values = iter(torch.stack(tensors).tolist() if tensors else ())
-        self.losses += [next(values) if isinstance(loss, Tensor) else float(loss) for loss in self._pending]
+        self.losses.extend(
+            next(values) if isinstance(loss, Tensor) else math.nan if loss is None else float(loss)
+            for loss in self._pending
+        )
         self._pending.clear()
 
-    def keep(self, args: Any, kwargs: Any) -> None:
-        """Keep the arguments of a forward pass for the closing reading; the oldest go where there are enough."""
+    def keep(self, args: Any, kwargs: Any) -> int:
+        """Keep the arguments of a forward pass for the closing reading, and return its samples.
+
+        The oldest go where there are enough.
+        """
         samples, size = _extent((args, kwargs))
-        self._full = self._full or size + sum(b for _, b in self._extents) > KEPT_BYTES
-        if size > KEPT_BYTES:
-            return
+        self._full = self._full or size + self._kept_bytes > KEPT_BYTES
+        if size > KEPT_BYTES or not samples:
+            return samples
         self.kept.append((args, dict(kwargs)))
         self._extents.append((samples, size))
-        while len(self.kept) > 1 and (
-            sum(n for n, _ in self._extents[1:]) >= ENOUGH_SAMPLES or sum(b for _, b in self._extents) > KEPT_BYTES
-        ):
+        self._kept_samples += samples
+        self._kept_bytes += size
+        while len(self.kept) > 1:
+            oldest, bytes_of_it = self._extents[0]
+            if self._kept_samples - oldest < ENOUGH_SAMPLES and self._kept_bytes <= KEPT_BYTES:
+                break
+            self._kept_samples -= oldest
+            self._kept_bytes -= bytes_of_it
             del self.kept[0], self._extents[0]
+        return samples
 
     # without a step -----------------------------------------------------------------------------------------------
 
@@ -285,7 +374,7 @@ class Recorder:
             readings=readings,
             losses=tuple(self.losses),
             initial=self.initial,
-            blind=tuple(self.blind),
+            blind=(*self.blind, *(self._standstill.blind if self._standstill is not None else ())),
             steps=self.step,
             trained=self._trained,
             resumed=self._resumed,

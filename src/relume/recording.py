@@ -49,6 +49,8 @@ class SiteReading:
     std: Floats
     gradient: Floats | None = None  # root mean square of d loss / d output; None without a backward pass
     non_finite: int = 0  # outputs that are NaN or infinite
+    idle: Floats | None = None  # steps in a row, up to this one, in which no gradient came; None: in each one did
+    idle_samples: Floats | None = None  # values in those steps that would have sent one, had the unit fired
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

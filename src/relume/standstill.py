@@ -7,8 +7,8 @@ every step, and holds under torch.compile, gradient scaling, clipping, accumulat
 before the optimizer sees them.
 
 It says that no gradient came, not why. A closed layer behind the unit stops the gradient as well, and a sample whose
-loss is at its floor sends none: so a unit is dead only if it is silent in the forward pass too, and a step counts for as
-many samples as still have a gradient at the unit's output.
+loss is at its floor sends none: so a unit is dead only if it is silent in the forward pass too, and a step counts for
+as many samples as still have a gradient at the unit's output.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def stands(rule: Rule, before: _Kept, now: _Kept, steps: int, *, pulled: bool, e
             foretold |= {name: foretold[name] * decay for name, decay in decays.items() if decay != 1.0}
         for name, decay in decays.items():
             scale[name] = decay * scale[name] + np.abs(foretold[name] - decay * last[name])
-    holds = np.ones(now.state[""].shape, dtype=np.bool_)
+    holds: NDArray[np.bool_] = np.ones(now.state[""].shape, dtype=np.bool_)
     for name, decay in decays.items():
         if decay == 1.0 and not pulled:
             holds &= now.state[name] == foretold[name]
@@ -164,7 +164,7 @@ def stands(rule: Rule, before: _Kept, now: _Kept, steps: int, *, pulled: bool, e
             change = abs(now.rate - before.rate) / max(now.rate, before.rate)
             within = within + now.settings["weight_decay"] * change * np.abs(now.state[""] - before.state[""])
         holds &= np.abs(now.state[name] - foretold[name]) <= within
-    return holds.all(axis=1)
+    return np.all(holds, axis=1)
 
 
 # Looking ----------------------------------------------------------------------------------------------------------
@@ -219,8 +219,8 @@ class Standstill:
                 continue
             if rule.pulled is None and _is_pulled(self.optimizer, self.optimizer.param_groups[group]):
                 self.blind = [
-                    f"{type(self.optimizer).__name__} mixes its weight decay with the gradient in a way that relume does "
-                    "not follow: units without gradient are found by readings alone"
+                    f"{type(self.optimizer).__name__} mixes its weight decay with the gradient in a way that relume "
+                    "does not follow: units without gradient are found by readings alone"
                 ]
                 continue
             self._followed[site.name] = _Followed(
@@ -234,9 +234,13 @@ class Standstill:
 
     def look(self, step: int) -> None:
         """Compare with the last look."""
-        steps, self._step = step - self._step, step
-        if steps < 1 or not self._followed:
+        steps = step - self._step
+        if not self._followed:
+            self._step = step
             return
+        if steps < 1 or all(f.parameter.grad is None for f in self._followed.values()):
+            return  # the gradients are cleared: nothing can be told
+        self._step = step
         zeros = self._without_gradient()
         any_zero = bool(zeros.any())
         if not any_zero and not self._any:

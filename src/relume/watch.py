@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import logging
-import math
-import time
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from relume.actions import Action
+from relume.alarms import Alarm, closed, dead_layer, not_finite
 from relume.autopilot import Autopilot
 from relume.errors import RelumeError
 from relume.interventions import report_on, scene_from
 from relume.journal import Journal
 from relume.nested import arguments
+from relume.pace import Pace, clock
 from relume.recorder import Recorder
 from relume.recording import Reading, Recording
 from relume.remedies import Remedy
@@ -28,11 +26,9 @@ from relume.report import Report
 
 log = logging.getLogger("relume")
 
-FIRST_STEPS = 3  # read without regard to cost: what is ill from the start shows here, and they measure the cost
-FIRST_REST = 5  # ordinary steps after them, to know what a step costs without a reading
-AIM = 0.8  # of the budget; the rest is left for the error of the cost's own measurement
+LOOK_STEPS = 25  # between looks for units that stand still: two lie within the 60 steps in which a dead layer is told
+AGAIN = 8  # steps read in a row, and as many looks after them, to make sure of a layer that seems dead
 SNAPSHOT_BYTES = 256 * 2**20  # of weights kept for replays, where a loss function is given
-LONGEST_WAIT = 1000  # steps between probes, whatever one costs: a run of any length is read now and then
 
 
 class watch:
@@ -81,20 +77,24 @@ class watch:
         self._begin()
         self._finished = False
         self._retired = False
-        self._ordinary: deque[float] = deque(maxlen=64)  # seconds of the latest steps that were not read
-        self._cost = 0.0  # seconds one probe adds, smoothed
-        self._spent = 0.0
-        self._last = time.perf_counter()
-        self._armed = self._due = False  # something is on for the next pass; it is to be read, not only kept
+        self._pace = Pace(budget)
+        self._began = clock()
         self._arm()
+        self._last, self._since = clock(), 0  # the time, and the steps done, when something was last done here
 
     def _begin(self, *, resumed: bool = False) -> None:
         """Begin a recording of the network as it is now."""
         model, optimizer, loss = self._model, self._optimizer, self._loss
         self._recorder = Recorder(model, optimizer, loss, resumed=resumed)
+        self._recorder.keep_inputs()
         self._start = _snapshot(model) if loss is not None and optimizer is not None else None
         self._rates = [float(group.get("lr", 0.0)) for group in optimizer.param_groups] if optimizer else []
-        self._written = self._next = 0
+        self._written = 0
+        self._next_reading = self._next_look = self._since = 0
+        self._armed = self._reads = False  # something is on for the next pass; it is to be read
+        self._again = 0  # extra readings of what seems dead
+        self._alarms: dict[tuple[str, str], Alarm] = {}
+        self._judged = 0  # losses that were looked at
 
     def __enter__(self) -> watch:
         return self
@@ -109,46 +109,70 @@ class watch:
         """Count one optimizer step; call it after `optimizer.step()`, before the gradients are cleared."""
         if self._retired:
             return
-        now = time.perf_counter()
-        spent, self._last = now - self._last, now
-        if self._armed:
-            self._guarded(self._collect, loss, spent, now)
-            if self._autopilot is not None:
-                self._guarded(self._heal, self._autopilot)
-            self._guarded(self._arm)
-            return
-        self._recorder.count(loss)
-        self._ordinary.append(spent)
-        if self._recorder.step >= self._next:
-            self._guarded(self._arm)
-
-    def _collect(self, loss: Any, spent: float, started: float) -> None:
-        if self._recorder.collect(loss) is None:
-            if not self._due:
-                self._ordinary.append(spent)
-            return  # kept for the closing reading; or no pass in training mode, and the next step is tried
-        own = time.perf_counter() - started
-        usual = median(self._ordinary) if self._ordinary else 0.0
-        extra = own + (max(0.0, spent - usual) if usual else 0.0)
-        self._cost = extra if not self._cost else 0.7 * self._cost + 0.3 * min(extra, 4 * self._cost)
-        self._spent += extra
-        done = self._recorder.step
-        if done < FIRST_STEPS:
-            wait = 1
-        elif not usual:
-            wait = FIRST_REST
+        recorder = self._recorder
+        if not self._armed and recorder.step + 1 < self._due:
+            recorder.count(loss)
         else:
-            wait = min(max(1, math.ceil(self._cost / (AIM * self._budget * usual))), LONGEST_WAIT)
-        self._next = done - 1 + wait
-        if self._journal is not None:
-            self._write()
-        self._last = time.perf_counter()
+            self._guarded(self._attend, loss)
+
+    def _attend(self, loss: Any) -> None:
+        """After a step that was read or kept, or after which it is time for a look."""
+        started = clock()
+        recorder, pace = self._recorder, self._pace
+        spent, steps = started - self._last, recorder.step + 1 - self._since
+        reading = recorder.collect(loss)
+        if not self._reads:
+            pace.ordinary(spent, steps)
+        if reading is not None or recorder.step >= self._next_look:
+            still = recorder.look()
+            self._next_look = recorder.step + LOOK_STEPS
+            self._judge(still)
+        if reading is not None:
+            if self._journal is not None:
+                self._write()
+            pace.read(spent, clock() - started)
+            if not self._again:
+                self._next_reading = recorder.step - 1 + pace.wait(recorder.step)
+        if self._autopilot is not None and self._armed:
+            self._guarded(self._heal, self._autopilot)
+        self._arm()
+        self._last, self._since = clock(), self._recorder.step
+        if reading is None:
+            pace.spent += self._last - started
+
+    def _judge(self, still: bool) -> None:
+        """Sound an alarm, or see to it that what may be one is read in the next step."""
+        recorder = self._recorder
+        recorder.flush()
+        suspect = still
+        for site in recorder.sites.values():
+            if ("dead", site.name) in self._alarms or not closed(recorder.readings, site):
+                continue
+            alarm = dead_layer(recorder.readings, site, recorder.step)
+            if alarm is None:
+                suspect = True
+            else:
+                self._sound(alarm)
+        if ("non_finite", "") not in self._alarms:
+            for alarm in not_finite(recorder.losses[self._judged :], self._judged):
+                self._sound(alarm)
+        self._judged = len(recorder.losses)
+        self._again = self._again + 1 if suspect else 0
+        if suspect and self._again <= AGAIN:
+            self._next_reading = recorder.step
+
+    def _sound(self, alarm: Alarm) -> None:
+        self._alarms[alarm.kind, alarm.site] = alarm
+        self._recorder.keep_inputs()  # what killed the layer may be the inputs: the last weights are read on newer ones
+        log.warning("relume: %s", alarm)
 
     def _arm(self) -> None:
-        self._due = self._recorder.step >= self._next
-        self._armed = self._due or not self._recorder.keeps_enough or self._recorder.window is not None
+        recorder = self._recorder
+        self._reads = recorder.step >= self._next_reading
+        self._armed = self._reads or recorder.wants_targets
         if self._armed:
-            self._recorder.arm(read=self._due)
+            recorder.arm(read=self._reads)
+        self._due = min(self._next_reading + 1, max(self._next_look, recorder.step + 1))
 
     def _heal(self, autopilot: Autopilot) -> None:
         """Let the autopilot look; where it changed the network, what was read before is of another one."""
@@ -164,9 +188,7 @@ class watch:
                 self._journal.close()
                 self._journal = Journal(self._journal.path)
         if self._autopilot is not None:
-            self._next = min(self._next, max(self._autopilot.due, self._recorder.step))
-        self._spent += time.perf_counter() - self._last
-        self._last = time.perf_counter()
+            self._next_reading = min(self._next_reading, max(self._autopilot.due, self._recorder.step))
 
     # the recording ------------------------------------------------------------------------------------------------
 
@@ -174,6 +196,11 @@ class watch:
     def actions(self) -> tuple[Action, ...]:
         """What was done about the network so far, with `heal`."""
         return tuple(self._done)
+
+    @property
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Layers found dead while the run goes on, and a loss that is no longer finite; each was also logged, once."""
+        return tuple(self._alarms.values())
 
     @property
     def latest(self) -> Reading | None:
@@ -194,16 +221,16 @@ class watch:
 
     def _recording(self, *, closing: bool) -> Recording:
         recording = self._recorder.recording(finished=self._finished, closing=closing, proofs=closing)
-        return replace(recording, watch_share=self._spent / max(recording.seconds, 1e-9))
+        return replace(recording, watch_share=self._pace.spent / max(clock() - self._began, 1e-9))
 
     def _write(self, *, closing: bool = False) -> None:
         if self._journal is not None:
             recording = self._recording(closing=closing)
-            self._journal.add(recording, recording.readings[self._written :])
-            self._written = len(self._recorder.readings)
+            self._journal.add(recording, [r for r in recording.readings if r.step >= self._written])
+            self._written = self._recorder.step
 
     def _close(self, finished: bool) -> None:
-        self._recorder.disarm()
+        self._recorder.stop()
         self._finished = finished
         if self._journal is not None:
             self._write(closing=True)
@@ -232,7 +259,7 @@ class watch:
             act(*args)
         except Exception as error:
             self._retired = True
-            self._recorder.disarm()
+            self._recorder.stop()
             self._recorder.note = f"the watch stopped at step {self._recorder.step}: {type(error).__name__}: {error}"
             log.warning("relume: %s; training goes on unwatched", self._recorder.note, exc_info=True)
 

@@ -49,6 +49,33 @@ def trailing(holds: NDArray[np.bool_], readings: list[SiteReading]) -> tuple[NDA
     return len(holds) - length, seen[length]
 
 
+def idle_samples(
+    steps: NDArray[np.int64], start: NDArray[np.int64], readings: list[SiteReading]
+) -> NDArray[np.float64]:
+    """Per unit: samples on which it cannot have fired, since no gradient came, while it was silent where it was read.
+
+    `start` is the reading from which it is silent to the end. What stood still before the reading in which it fired
+    last does not count: no gradient came then for another reason.
+    """
+    last = readings[-1]
+    if last.idle is None or last.idle_samples is None:
+        return np.zeros(len(last.silent))
+    silent_steps = np.where(start > 0, steps[-1] - steps[np.maximum(start, 1) - 1], np.inf)
+    share = np.minimum(1.0, silent_steps / np.maximum(last.idle, 1))
+    return np.where(last.silent, last.idle_samples * share, 0.0)
+
+
+def dated(steps: NDArray[np.int64], start: NDArray[np.int64], readings: list[SiteReading]) -> NDArray[np.int64]:
+    """Per unit: the step from which it is silent to the end: where it was read, or earlier if it stood still before."""
+    first = steps[np.minimum(start, len(steps) - 1)]
+    idle = readings[-1].idle
+    if idle is None:
+        return first
+    fired = steps[np.maximum(start, 1) - 1]
+    stood = np.clip(steps[-1] + 1 - idle.astype(np.int64), fired + 1, np.maximum(first, fired + 1))
+    return np.where((idle > 0) & (start > 0), np.minimum(stood, first), first)
+
+
 def flat_level(site: Site) -> float | None:
     """Share of flat samples from which a unit of this site is saturated; None where that is no illness."""
     row = ACTIVATIONS[site.activation]

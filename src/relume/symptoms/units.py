@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 from relume.activations import ACTIVATIONS
 from relume.recording import Recording, Site, SiteReading
-from relume.symptoms.evidence import by_progress, enough, flat_level, from_birth, trailing, unit_sites
+from relume.symptoms.evidence import (
+    by_progress,
+    dated,
+    enough,
+    flat_level,
+    from_birth,
+    idle_samples,
+    trailing,
+    unit_sites,
+)
 from relume.symptoms.record import (
     BORN_EXCESS,
     CLOSED_SITE,
@@ -36,6 +45,7 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
     for site, steps, readings in sites:
         silent = np.array([r.silent for r in readings])
         start, samples = trailing(silent, readings)
+        samples = np.maximum(samples, idle_samples(steps, start, readings))
         dead = enough(samples) & (start < len(readings))
         expected = _expected_share(recording, site, samples)
         born = dead & (start == 0) & from_birth(recording, steps)
@@ -46,7 +56,7 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
                 continue
             share = float(units.mean())
             all_dead = float(dead.mean())
-            since = steps[start[units]]
+            since = dated(steps, start, readings)[units]
             found.append(
                 Symptom(
                     kind="dead",

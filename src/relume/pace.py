@@ -1,0 +1,59 @@
+"""When a watch reads the next step, so that reading takes its share of the run's time and no more. No torch here."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from statistics import median
+
+FIRST_RUN = 2000  # steps whose share may be spent at once: what is ill from the start shows early
+FIRST_REST = 2  # steps after the first reading that are not read, to know what a step costs without
+GROWTH = 4  # from one early reading to the next, in steps done, where the budget allows no more
+AIM = 0.7  # of the budget; the rest is left for counting ordinary steps and for the error of the cost's own measurement
+COLD = 2.0  # times what later readings cost, the first one does: caches are empty
+LONGEST_WAIT = 1000  # steps between readings, whatever one costs: a run of any length is read now and then
+RESOLUTION = 500  # a reading dates to a share of 1 / 500 of the run; more would fill memory and journals
+
+# The processor's time, since a reading that the system interrupts is no dearer; where it ticks coarsely, the clock's.
+clock = time.process_time if time.get_clock_info("process_time").resolution <= 1e-6 else time.perf_counter
+
+
+class Pace:
+    """Spaces readings by what they cost: `ordinary` and `read` tell what was measured, `wait` how long to go on.
+
+    All costs in seconds. The cost of a reading is what its step takes longer than ordinary ones do, which is up to
+    three times what the reading itself can measure of its own.
+    """
+
+    def __init__(self, budget: float) -> None:
+        self.spent = 0.0
+        self._budget = budget
+        self._cost = 0.0
+        self._usual: deque[float] = deque(maxlen=16)
+
+    @property
+    def usual(self) -> float:
+        """What a step takes that is not read; 0 where it is not known yet."""
+        return median(self._usual) if self._usual else 0.0
+
+    def ordinary(self, seconds: float, steps: int) -> None:
+        """So many steps were not read, and took so long together."""
+        if steps > 0:
+            self._usual.append(seconds / steps)
+
+    def read(self, seconds: float, own: float) -> None:
+        """A step was read and took so long, of which `own` after its end."""
+        extra = own + max(0.0, seconds - self.usual if self.usual else 0.0)
+        self.spent += extra
+        self._cost = 0.7 * self._cost + 0.3 * min(extra, 4 * self._cost) if self._cost else extra / COLD
+
+    def wait(self, done: int) -> int:
+        """Steps from the latest reading, with so many done, to the next."""
+        if not self.usual:
+            return FIRST_REST
+        earned = AIM * self._budget * self.usual  # by each step
+        fewest = max(1, done // RESOLUTION, math.ceil(self._cost / earned))
+        owed = math.ceil((self.spent + self._cost) / earned)
+        wait = min(fewest, (GROWTH - 1) * done) if owed <= FIRST_RUN else max(fewest, owed - done)
+        return min(wait, LONGEST_WAIT)
