@@ -6,7 +6,7 @@ All else waits for the report. These two are past doubt, and no step that follow
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,9 +64,8 @@ def dead_layer(readings: Sequence[Reading], site: Site, step: int) -> Alarm | No
     )
 
 
-def not_finite(losses: Sequence[float], start: int) -> Iterator[Alarm]:
+def not_finite(losses: Sequence[float], start: int) -> Alarm | None:
     """The alarm for the first of these losses, those of the steps from `start` on, that is NaN or infinite."""
-    for step, loss in enumerate(losses, start):
-        if not math.isfinite(loss):
-            yield Alarm(kind="non_finite", step=start + len(losses), since=step)
-            return
+    bad = (step for step, loss in enumerate(losses, start) if not math.isfinite(loss))
+    since = next(bad, None)
+    return None if since is None else Alarm(kind="non_finite", step=start + len(losses), since=since)

@@ -209,6 +209,12 @@ class Recorder:
             raise error
         return reading
 
+    @property
+    def lost(self) -> bool:
+        """Whether the newest loss is known, and not finite."""
+        newest = self._pending[-1] if self._pending else None
+        return isinstance(newest, float) and not math.isfinite(newest)
+
     def look(self) -> bool:
         """See which units stand still; whether so many do that was not known of that the next step is worth reading."""
         if self._standstill is None:

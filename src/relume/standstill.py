@@ -238,32 +238,31 @@ class Standstill:
         if not self._followed:
             self._step = step
             return
-        if steps < 1 or all(f.parameter.grad is None for f in self._followed.values()):
+        gradients = self._gradients()
+        if steps < 1 or not gradients:
             return  # the gradients are cleared: nothing can be told
         self._step = step
-        zeros = self._without_gradient()
-        any_zero = bool(zeros.any())
-        if not any_zero and not self._any:
-            return
-        self._any, start = any_zero, 0
-        for f in self._followed.values():
-            zero = zeros[start : start + len(f.idle)]
+        device = next(iter(gradients.values())).device
+        together = torch.cat([g if g.device == device else g.to(device) for g in gradients.values()])
+        if not self._any and int(torch.count_nonzero(together)) == len(together):
+            return  # the usual case; NaN counts as a gradient
+        zeros, start = together.cpu().numpy() == 0, 0
+        self._any = bool(zeros.any())
+        for name, f in self._followed.items():
+            if name not in gradients:
+                self._compare(f, np.zeros(len(f.idle), dtype=np.bool_), steps)
+                continue
+            self._compare(f, zeros[start : start + len(f.idle)], steps)
             start += len(f.idle)
-            self._compare(f, zero, steps)
 
-    def _without_gradient(self) -> NDArray[np.bool_]:
-        """Of every row that is followed, whether its gradient is zero in this step; in one transfer."""
-        parts = []
-        for f in self._followed.values():
+    def _gradients(self) -> dict[str, Tensor]:
+        """One number for each row that is followed, zero where its gradient is; sites whose gradient is there."""
+        found = {}
+        for name, f in self._followed.items():
             gradient = f.parameter.grad
-            if gradient is None or gradient.layout != torch.strided:
-                gradient = torch.ones(len(f.idle), device=f.parameter.device)  # not known
-            elif gradient.dim() > 1:
-                gradient = gradient.detach().flatten(1).abs().amax(1)
-            parts.append(gradient.detach())
-        device = parts[0].device
-        together = torch.cat([p if p.device == device else p.to(device) for p in parts])
-        return together.cpu().numpy() == 0
+            if gradient is not None and gradient.layout == torch.strided:
+                found[name] = gradient if gradient.dim() == 1 else gradient.detach().flatten(1).abs().amax(1)
+        return found
 
     def _compare(self, f: _Followed, zero: NDArray[np.bool_], steps: int) -> None:
         before, was = f.kept, f.zero

@@ -78,7 +78,7 @@ class watch:
         self._finished = False
         self._retired = False
         self._pace = Pace(budget)
-        self._began = clock()
+        self._began, self._healing = clock(), 0.0
         self._arm()
         self._last, self._since = clock(), 0  # the time, and the steps done, when something was last done here
 
@@ -92,7 +92,8 @@ class watch:
         self._written = 0
         self._next_reading = self._next_look = self._since = 0
         self._armed = self._reads = False  # something is on for the next pass; it is to be read
-        self._again = 0  # extra readings of what seems dead
+        self._suspects = False  # a layer was silent in the newest reading, and may be dead
+        self._again = 0  # times in a row that a reading was asked for because of it
         self._alarms: dict[tuple[str, str], Alarm] = {}
         self._judged = 0  # losses that were looked at
 
@@ -109,62 +110,71 @@ class watch:
         """Count one optimizer step; call it after `optimizer.step()`, before the gradients are cleared."""
         if self._retired:
             return
-        recorder = self._recorder
-        if not self._armed and recorder.step + 1 < self._due:
-            recorder.count(loss)
+        if self._armed or self._recorder.step + 1 >= self._due:
+            self._guarded(self._read if self._armed else self._look, loss)
         else:
-            self._guarded(self._attend, loss)
+            self._recorder.count(loss)
 
-    def _attend(self, loss: Any) -> None:
-        """After a step that was read or kept, or after which it is time for a look."""
+    def _read(self, loss: Any) -> None:
+        """After a step for which something was on."""
         started = clock()
         recorder, pace = self._recorder, self._pace
         spent, steps = started - self._last, recorder.step + 1 - self._since
         reading = recorder.collect(loss)
         if not self._reads:
             pace.ordinary(spent, steps)
-        if reading is not None or recorder.step >= self._next_look:
-            still = recorder.look()
-            self._next_look = recorder.step + LOOK_STEPS
-            self._judge(still)
         if reading is not None:
+            self._judge(recorder.look())
             if self._journal is not None:
                 self._write()
             pace.read(spent, clock() - started)
-            if not self._again:
+            self._next_look = recorder.step + LOOK_STEPS
+            if not 0 < self._again <= AGAIN:
                 self._next_reading = recorder.step - 1 + pace.wait(recorder.step)
-        if self._autopilot is not None and self._armed:
+        if self._autopilot is not None:
+            before = clock()
             self._guarded(self._heal, self._autopilot)
+            self._healing += clock() - before
         self._arm()
         self._last, self._since = clock(), self._recorder.step
-        if reading is None:
-            pace.spent += self._last - started
+
+    def _look(self, loss: Any) -> None:
+        """After an ordinary step, when it is time to see what stands still, or to have the next step read."""
+        started = clock()
+        recorder = self._recorder
+        recorder.count(loss)
+        self._pace.ordinary(started - self._last, recorder.step - self._since)
+        if recorder.step >= self._next_look:
+            self._next_look = recorder.step + LOOK_STEPS
+            still = recorder.look()
+            if still or self._suspects or recorder.lost:
+                self._judge(still)
+        self._arm()
+        self._last, self._since = clock(), recorder.step
+        self._pace.spent += self._last - started
 
     def _judge(self, still: bool) -> None:
         """Sound an alarm, or see to it that what may be one is read in the next step."""
         recorder = self._recorder
         recorder.flush()
-        suspect = still
+        self._suspects = False
         for site in recorder.sites.values():
-            if ("dead", site.name) in self._alarms or not closed(recorder.readings, site):
-                continue
-            alarm = dead_layer(recorder.readings, site, recorder.step)
-            if alarm is None:
-                suspect = True
-            else:
+            if ("dead", site.name) not in self._alarms and closed(recorder.readings, site):
+                alarm = dead_layer(recorder.readings, site, recorder.step)
+                self._suspects |= alarm is None
                 self._sound(alarm)
         if ("non_finite", "") not in self._alarms:
-            for alarm in not_finite(recorder.losses[self._judged :], self._judged):
-                self._sound(alarm)
+            self._sound(not_finite(recorder.losses[self._judged :], self._judged))
         self._judged = len(recorder.losses)
-        self._again = self._again + 1 if suspect else 0
-        if suspect and self._again <= AGAIN:
+        self._again = self._again + 1 if still or self._suspects else 0
+        if 0 < self._again <= AGAIN:
             self._next_reading = recorder.step
 
-    def _sound(self, alarm: Alarm) -> None:
-        self._alarms[alarm.kind, alarm.site] = alarm
-        self._recorder.keep_inputs()  # what killed the layer may be the inputs: the last weights are read on newer ones
-        log.warning("relume: %s", alarm)
+    def _sound(self, alarm: Alarm | None) -> None:
+        if alarm is not None:
+            self._alarms[alarm.kind, alarm.site] = alarm
+            self._recorder.keep_inputs()  # the inputs may be what killed the layer: the closing reading wants new ones
+            log.warning("relume: %s", alarm)
 
     def _arm(self) -> None:
         recorder = self._recorder
@@ -172,7 +182,7 @@ class watch:
         self._armed = self._reads or recorder.wants_targets
         if self._armed:
             recorder.arm(read=self._reads)
-        self._due = min(self._next_reading + 1, max(self._next_look, recorder.step + 1))
+        self._due = min(self._next_reading, self._next_look)
 
     def _heal(self, autopilot: Autopilot) -> None:
         """Let the autopilot look; where it changed the network, what was read before is of another one."""
@@ -221,7 +231,7 @@ class watch:
 
     def _recording(self, *, closing: bool) -> Recording:
         recording = self._recorder.recording(finished=self._finished, closing=closing, proofs=closing)
-        return replace(recording, watch_share=self._pace.spent / max(clock() - self._began, 1e-9))
+        return replace(recording, watch_share=(self._pace.spent + self._healing) / max(clock() - self._began, 1e-9))
 
     def _write(self, *, closing: bool = False) -> None:
         if self._journal is not None:
