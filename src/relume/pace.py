@@ -8,7 +8,6 @@ from collections import deque
 from statistics import median
 
 FIRST_RUN = 2000  # steps whose share may be spent at once: what is ill from the start shows early
-FIRST_REST = 2  # steps after the first reading that are not read, to know what a step costs without
 GROWTH = 4  # from one early reading to the next, in steps done, where the budget allows no more
 AIM = 0.7  # of the budget; the rest is left for counting ordinary steps and for the error of the cost's own measurement
 COLD = 2.0  # times what later readings cost, the first one does: caches are empty
@@ -37,13 +36,16 @@ class Pace:
         """What a step takes that is not read; 0 where it is not known yet."""
         return median(self._usual) if self._usual else 0.0
 
-    def ordinary(self, seconds: float, steps: int) -> None:
-        """So many steps were not read, and took so long together."""
-        if steps > 0:
-            self._usual.append(seconds / steps)
+    def ordinary(self, seconds: float) -> None:
+        """A step was not read, and took so long from its forward pass on."""
+        self._usual.append(seconds)
+
+    def look(self, seconds: float) -> None:
+        """Something else was done between steps, and took so long."""
+        self.spent += seconds
 
     def read(self, seconds: float, own: float) -> None:
-        """A step was read and took so long, of which `own` after its end."""
+        """A step was read and took so long from its forward pass on, and then `own`."""
         extra = own + max(0.0, seconds - self.usual if self.usual else 0.0)
         self.spent += extra
         self._cost = 0.7 * self._cost + 0.3 * min(extra, 4 * self._cost) if self._cost else extra / COLD
@@ -51,7 +53,7 @@ class Pace:
     def wait(self, done: int) -> int:
         """Steps from the latest reading, with so many done, to the next."""
         if not self.usual:
-            return FIRST_REST
+            return GROWTH
         earned = AIM * self._budget * self.usual  # by each step
         fewest = max(1, done // RESOLUTION, math.ceil(self._cost / earned))
         owed = math.ceil((self.spent + self._cost) / earned)

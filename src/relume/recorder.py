@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from relume.nested import first_float, tensors
+from relume.pace import clock
 from relume.probe import Probe, initial_weights
 from relume.proof import prove_runs, silent_units
 from relume.recording import Floats, Proof, Reading, Recording, Site
@@ -49,13 +50,13 @@ class Recorder:
         trained: bool = True,
         resumed: bool = False,
     ) -> None:
-        self.step = 0
         self.losses = array("d")
         self.readings: list[Reading] = []
         self.kept: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # arguments of forward passes, newest last
         self.first: list[tuple[Any, Any]] = []  # (input, target) of the first steps; given the loss function
         self.window: list[tuple[Any, Any]] | None = None  # of the latest steps, while they are collected
         self.note = ""
+        self.began: float | None = None  # by `pace.clock`, the forward pass of the latest step that was armed
         self.sites: dict[str, Site] = {}
         self.blind: dict[str, None] = {}
         self._called = model  # whose passes are read
@@ -68,6 +69,7 @@ class Recorder:
         self._trained = trained
         self._resumed = resumed or (optimizer is not None and bool(optimizer.state))
         self._started = time.perf_counter()
+        self._items = False  # losses lie on the CPU, where to read one takes less than to detach it
         self._pending: list[Tensor | float | None] = []
         self._probe: Probe | None = None
         self._finder = TargetFinder(loss) if loss is not None else None
@@ -128,6 +130,7 @@ class Recorder:
     def arm(self, *, read: bool = True) -> None:
         """Read (or, without `read`, only keep the input of) the next training pass; nothing is left on afterwards."""
         self.disarm()
+        self.began = None
         if self._scripted:
             self.blind["the model is TorchScript, which takes no hooks: its activation calls cannot be seen"] = None
             return
@@ -136,6 +139,7 @@ class Recorder:
         def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
             if armed or not torch.is_grad_enabled() or not module.training or not _extent((args, kwargs))[0]:
                 return
+            self.began = clock()
             if self._keeper is None:
                 self.keep(args, kwargs)
             still = self._standstill.idle if self._standstill is not None else ()
@@ -182,12 +186,25 @@ class Recorder:
         if self._finder is not None:
             self._finder.end(None)
 
+    @property
+    def step(self) -> int:
+        """Optimizer steps that were counted."""
+        return len(self.losses) + len(self._pending)
+
     def count(self, loss: Tensor | float | None = None) -> None:
-        """Count one optimizer step."""
-        self.step += 1
-        if isinstance(loss, Tensor):
-            loss = loss.item() if loss.is_cpu and loss.dim() == 0 else loss.detach()  # moved later, many at once
+        """Count one optimizer step; all that an ordinary step costs is here."""
+        if self._items:
+            try:
+                loss = loss.item()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+            except (AttributeError, RuntimeError):
+                loss = loss.detach() if isinstance(loss, Tensor) else loss
+        elif isinstance(loss, Tensor):
+            loss = loss.detach()  # moved later, many at once
         self._pending.append(loss)
+
+    def settle(self, loss: Any) -> None:
+        """Between ordinary steps: see what the losses are like, and do not let too many of them wait."""
+        self._items = isinstance(loss, Tensor) and loss.is_cpu
         if len(self._pending) >= PENDING_LOSSES:
             self.flush()
 
@@ -201,6 +218,7 @@ class Recorder:
             if self.window is not None:  # copies: a loop may fill the same tensors again
                 self.window.append(tree_map_only(Tensor, lambda t: t.detach().clone(), pair))
         self.count(loss)
+        self.settle(loss)
         if probe is not None and self._error is None and probe.trace.error is None:
             reading = probe.reading(loss, self._optimizer)
             self._add(probe, reading)

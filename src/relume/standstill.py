@@ -31,6 +31,7 @@ ROUNDING = (
 )
 UNDERFLOW = 1e-36  # decay ends in float32's subnormal numbers, near 1e-38, where rounding is no longer relative
 EXACT = (torch.float32, torch.float64)  # in coarser types a small gradient is lost in the rounding of the decay
+FEW = 512  # numbers that are sooner looked through in Python than by torch, whose kernels are not in the cache
 RESOLVED = 100.0  # a hundredth of the usual gradient must move a number that is to tell that no gradient came
 
 Array = NDArray[np.floating[Any]]  # in the parameter's own type: what rounding does to it must be repeated
@@ -242,10 +243,10 @@ class Standstill:
         if steps < 1 or not gradients:
             return  # the gradients are cleared: nothing can be told
         self._step = step
+        if not self._any and _all_there(gradients.values()):
+            return
         device = next(iter(gradients.values())).device
         together = torch.cat([g if g.device == device else g.to(device) for g in gradients.values()])
-        if not self._any and int(torch.count_nonzero(together)) == len(together):
-            return  # the usual case; NaN counts as a gradient
         zeros, start = together.cpu().numpy() == 0, 0
         self._any = bool(zeros.any())
         for name, f in self._followed.items():
@@ -321,6 +322,14 @@ def _telling(site: Site, model: nn.Module) -> str:
     layer = dict(model.named_modules()).get(site.weight.rpartition(".")[0])
     transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)  # whose rows are the inputs
     return "" if transposed else site.weight
+
+
+def _all_there(gradients: Iterable[Tensor]) -> bool:
+    """Whether none of the numbers is zero; the usual case, which must cost next to nothing."""
+    gradients = list(gradients)
+    if all(g.is_cpu for g in gradients) and sum(map(len, gradients)) <= FEW:
+        return not any(0.0 in g.tolist() for g in gradients)
+    return all(int(torch.count_nonzero(g)) == len(g) for g in gradients)
 
 
 def _is_like(value: Any, parameter: Tensor) -> bool:

@@ -26,7 +26,8 @@ from relume.report import Report
 
 log = logging.getLogger("relume")
 
-LOOK_STEPS = 25  # between looks for units that stand still: two lie within the 60 steps in which a dead layer is told
+LOOK_STEPS = 28  # between looks for units that stand still: two lie within the 60 steps in which a dead layer is told
+TIMED = 2  # steps after each reading whose time is taken
 AGAIN = 8  # steps read in a row, and as many looks after them, to make sure of a layer that seems dead
 SNAPSHOT_BYTES = 256 * 2**20  # of weights kept for replays, where a loss function is given
 
@@ -80,7 +81,6 @@ class watch:
         self._pace = Pace(budget)
         self._began, self._healing = clock(), 0.0
         self._arm()
-        self._last, self._since = clock(), 0  # the time, and the steps done, when something was last done here
 
     def _begin(self, *, resumed: bool = False) -> None:
         """Begin a recording of the network as it is now."""
@@ -90,7 +90,8 @@ class watch:
         self._start = _snapshot(model) if loss is not None and optimizer is not None else None
         self._rates = [float(group.get("lr", 0.0)) for group in optimizer.param_groups] if optimizer else []
         self._written = 0
-        self._next_reading = self._next_look = self._since = 0
+        self._next_reading = self._next_look = 0
+        self._timed = 0  # up to here steps are timed, to know what one costs that is not read
         self._armed = self._reads = False  # something is on for the next pass; it is to be read
         self._suspects = False  # a layer was silent in the newest reading, and may be dead
         self._again = 0  # times in a row that a reading was asked for because of it
@@ -108,50 +109,48 @@ class watch:
 
     def step(self, loss: Tensor | float | None = None) -> None:
         """Count one optimizer step; call it after `optimizer.step()`, before the gradients are cleared."""
-        if self._retired:
-            return
-        if self._armed or self._recorder.step + 1 >= self._due:
+        self._left -= 1
+        if self._left > 0:
+            self._count(loss)
+        elif not self._retired:
             self._guarded(self._read if self._armed else self._look, loss)
-        else:
-            self._recorder.count(loss)
 
     def _read(self, loss: Any) -> None:
         """After a step for which something was on."""
-        started = clock()
+        ended = clock()
         recorder, pace = self._recorder, self._pace
-        spent, steps = started - self._last, recorder.step + 1 - self._since
+        spent = None if recorder.began is None else ended - recorder.began
         reading = recorder.collect(loss)
-        if not self._reads:
-            pace.ordinary(spent, steps)
         if reading is not None:
             self._judge(recorder.look())
             if self._journal is not None:
                 self._write()
-            pace.read(spent, clock() - started)
+            pace.read(spent or 0.0, clock() - ended)
             self._next_look = recorder.step + LOOK_STEPS
+            self._timed = recorder.step + TIMED
             if not 0 < self._again <= AGAIN:
                 self._next_reading = recorder.step - 1 + pace.wait(recorder.step)
+        elif spent is not None and not self._reads:
+            pace.ordinary(spent)
         if self._autopilot is not None:
             before = clock()
             self._guarded(self._heal, self._autopilot)
             self._healing += clock() - before
         self._arm()
-        self._last, self._since = clock(), self._recorder.step
 
     def _look(self, loss: Any) -> None:
         """After an ordinary step, when it is time to see what stands still, or to have the next step read."""
         started = clock()
         recorder = self._recorder
         recorder.count(loss)
-        self._pace.ordinary(started - self._last, recorder.step - self._since)
+        recorder.settle(loss)
         if recorder.step >= self._next_look:
             self._next_look = recorder.step + LOOK_STEPS
             still = recorder.look()
             if still or self._suspects or recorder.lost:
                 self._judge(still)
         self._arm()
-        self._last, self._since = clock(), recorder.step
-        self._pace.spent += self._last - started
+        self._pace.look(clock() - started)
 
     def _judge(self, still: bool) -> None:
         """Sound an alarm, or see to it that what may be one is read in the next step."""
@@ -179,10 +178,11 @@ class watch:
     def _arm(self) -> None:
         recorder = self._recorder
         self._reads = recorder.step >= self._next_reading
-        self._armed = self._reads or recorder.wants_targets
+        self._armed = self._reads or recorder.step < self._timed or recorder.wants_targets
         if self._armed:
             recorder.arm(read=self._reads)
-        self._due = min(self._next_reading, self._next_look)
+        self._left = 1 if self._armed else max(1, min(self._next_reading, self._next_look) - recorder.step)
+        self._count = recorder.count
 
     def _heal(self, autopilot: Autopilot) -> None:
         """Let the autopilot look; where it changed the network, what was read before is of another one."""
