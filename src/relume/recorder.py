@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
@@ -24,14 +24,14 @@ from relume.proof import prove_runs, silent_units
 from relume.recording import Floats, Proof, Reading, Recording, Site
 from relume.sites import undisturbed
 from relume.standstill import Standstill
-from relume.symptoms import ENOUGH_SAMPLES, FEWEST_READINGS
+from relume.symptoms import CLOSED_SITE, ENOUGH_SAMPLES, FEWEST_READINGS
 from relume.targets import TargetFinder
 
 PENDING_LOSSES = 256  # kept on the device before they are moved together
 UNSEEN_STEPS = 3  # without one reading: the loop calls something else
 KEPT_BYTES = 64 * 2**20  # of training batches kept for the closing reading and for replays
 MOST_READINGS = 512  # in memory: past that every second one of the older half goes
-NEWLY_STILL = 0.1  # of a site's units that stand still and have not been read since: worth a reading
+MOST_ASKED = 8  # times that a layer which stands still is read out of turn: one may come and go
 
 
 class Recorder:
@@ -82,7 +82,8 @@ class Recorder:
         self._keeper: Any = None  # the hook that keeps inputs
         self._standstill = Standstill(self._model, optimizer) if optimizer is not None and trained else None
         self._pulled: dict[str, Floats] = {}  # by site, how many values of each unit had a gradient when last counted
-        self._read_still: dict[str, NDArray[np.bool_]] = {}  # by site, the units that stood still when it was read
+        self._read_still: set[str] = set()  # sites of which all units stood still when they were read
+        self._asked: Counter[str] = Counter()  # how often that was so
 
     # around one step ----------------------------------------------------------------------------------------------
 
@@ -234,19 +235,13 @@ class Recorder:
         return isinstance(newest, float) and not math.isfinite(newest)
 
     def look(self) -> bool:
-        """See which units stand still; whether so many do that was not known of that the next step is worth reading."""
+        """See which units stand still; whether all of a layer do since it was read, so that the next step should be."""
         if self._standstill is None:
             return False
         self._standstill.look(self.step)
-        for name, idle in self._standstill.idle.items():
-            known = self._read_still.get(name)
-            still = idle > 0
-            if known is not None:
-                known &= still  # what moves again is news when it stops again
-                still &= ~known
-            if still.mean() >= NEWLY_STILL:
-                return True
-        return False
+        still = {name for name, idle in self._standstill.idle.items() if (idle > 0).mean() >= CLOSED_SITE}
+        self._read_still &= still  # what moves again is news when it stops again
+        return any(self._asked[name] < MOST_ASKED for name in still - self._read_still)
 
     def _add(self, probe: Probe, reading: Reading) -> None:
         for site in probe.sites:
@@ -266,7 +261,9 @@ class Recorder:
         self._pulled.update(probe.pulled)
         sites = dict(reading.sites)
         for name, idle in standstill.idle.items():
-            self._read_still[name] = idle > 0
+            if (idle > 0).mean() >= CLOSED_SITE and name in sites:
+                self._read_still.add(name)
+                self._asked[name] += 1
             if name in sites and len(idle) == len(sites[name].silent):
                 values = idle * standstill.resolved(name) * self._pulled.get(name, 0.0)
                 sites[name] = replace(sites[name], idle=idle.astype(np.float32), idle_samples=values.astype(np.float32))

@@ -144,17 +144,16 @@ def stands(rule: Rule, before: _Kept, now: _Kept, steps: int, *, pulled: bool, e
     if before.settings != now.settings or steps < 1 or any(name not in before.state for name in decays):
         return np.zeros(len(now.state[""]), dtype=np.bool_)
     foretold = dict(before.state)
-    scale = {name: np.abs(foretold[name]) for name in decays}
-    for i in range(steps):
+    scale = {name: np.abs(foretold[name]) * decay**steps for name, decay in decays.items()}
+    if not pulled:
+        foretold |= {name: foretold[name] * decay**steps for name, decay in decays.items()}
+    for i in range(steps if pulled else 0):
         last = dict(foretold)
-        if pulled:
-            assert rule.pulled is not None
-            rate = before.rate + (now.rate - before.rate) * (i + 1) / steps
-            rule.pulled(foretold, now.settings, rate, before.step + i + 1)
-        else:
-            foretold |= {name: foretold[name] * decay for name, decay in decays.items() if decay != 1.0}
+        assert rule.pulled is not None
+        rate = before.rate + (now.rate - before.rate) * (i + 1) / steps
+        rule.pulled(foretold, now.settings, rate, before.step + i + 1)
         for name, decay in decays.items():
-            scale[name] = decay * scale[name] + np.abs(foretold[name] - decay * last[name])
+            scale[name] += decay ** (steps - 1 - i) * np.abs(foretold[name] - decay * last[name])
     holds: NDArray[np.bool_] = np.ones(now.state[""].shape, dtype=np.bool_)
     for name, decay in decays.items():
         if decay == 1.0 and not pulled:
@@ -172,14 +171,20 @@ def stands(rule: Rule, before: _Kept, now: _Kept, steps: int, *, pulled: bool, e
 
 
 @dataclass(slots=True)
-class _Followed:
-    """The parameter that tells of one site's units, a row each."""
+class _Bundle:
+    """Parameters of one group that tell of units, a row each, looked at together."""
 
-    parameter: nn.Parameter
+    names: list[str]  # the sites
+    parameters: list[nn.Parameter]
     group: int
+    ends: list[int]  # of each parameter's rows
     idle: NDArray[np.int64]  # steps in a row without a gradient, up to the last look
     zero: NDArray[np.bool_]  # no gradient in the very step of the last look
     kept: _Kept | None = None  # of those rows
+
+    def of(self, name: str) -> slice:
+        at = self.names.index(name)
+        return slice(self.ends[at - 1] if at else 0, self.ends[at])
 
 
 @dataclass(slots=True)
@@ -193,26 +198,26 @@ class Standstill:
     model: nn.Module
     optimizer: Optimizer
     blind: list[str] = field(default_factory=list)
-    _followed: dict[str, _Followed] = field(default_factory=dict)
-    _sites: int = 0
+    _bundles: dict[Any, _Bundle] = field(default_factory=dict)
+    _seen: set[str] = field(default_factory=set)
     _step: int = 0
     _any: bool = False  # some row was without gradient at the last look
 
     def follow(self, sites: Iterable[Site]) -> None:
         """Follow the units of these sites, as far as their function can be flat and a parameter tells of each unit."""
+        new = [site for site in sites if site.name not in self._seen and ACTIVATIONS[site.activation].can_die]
+        if not new:
+            return
+        self._seen.update(site.name for site in new)
+        kind = type(self.optimizer).__name__
         rule = RULES.get(type(self.optimizer))
         if rule is None:
-            self.blind = [
-                f"{type(self.optimizer).__name__} is an optimizer whose state says nothing to relume: "
-                "units without gradient are found by readings alone"
-            ]
+            self.blind = [f"{kind}'s state says nothing to relume: units without gradient are found by readings alone"]
             return
-        parameters = dict(self.model.named_parameters())
+        parameters, modules = dict(self.model.named_parameters()), dict(self.model.named_modules())
         groups = {id(p): i for i, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
-        for site in sites:
-            if site.name in self._followed or not ACTIVATIONS[site.activation].can_die:
-                continue
-            parameter = parameters.get(_telling(site, self.model))
+        for site in new:
+            parameter = parameters.get(_telling(site, modules))
             if parameter is None or id(parameter) not in groups or parameter.dim() == 0:
                 continue
             group = groups[id(parameter)]
@@ -220,81 +225,70 @@ class Standstill:
                 continue
             if rule.pulled is None and _is_pulled(self.optimizer, self.optimizer.param_groups[group]):
                 self.blind = [
-                    f"{type(self.optimizer).__name__} mixes its weight decay with the gradient in a way that relume "
-                    "does not follow: units without gradient are found by readings alone"
+                    f"{kind} mixes its weight decay with the gradient in a way that relume does not follow: "
+                    "units without gradient are found by readings alone"
                 ]
                 continue
-            self._followed[site.name] = _Followed(
-                parameter, group, np.zeros(site.units, dtype=np.int64), np.zeros(site.units, dtype=np.bool_)
-            )
+            alike = (group, parameter.dtype, parameter.device) if parameter.dim() == 1 else site.name
+            self._bundles[alike] = _joined(self._bundles.get(alike), site.name, parameter, group)
 
     @property
     def idle(self) -> dict[str, NDArray[np.int64]]:
         """By site, how many steps in a row up to the last look each unit got no gradient; sites with none left out."""
-        return {name: f.idle for name, f in self._followed.items() if self._any and f.idle.any()}
+        if not self._any:
+            return {}
+        every = {name: b.idle[b.of(name)] for b in self._bundles.values() for name in b.names}
+        return {name: idle for name, idle in every.items() if idle.any()}
 
     def look(self, step: int) -> None:
         """Compare with the last look."""
         steps = step - self._step
-        if not self._followed:
+        gradients = [_gradients(bundle) for bundle in self._bundles.values()]
+        if not gradients:
             self._step = step
-            return
-        gradients = self._gradients()
-        if steps < 1 or not gradients:
+        if steps < 1 or all(g is None for g in gradients):
             return  # the gradients are cleared: nothing can be told
         self._step = step
-        if not self._any and _all_there(gradients.values()):
+        if not self._any and _all_there([one for g in gradients if g is not None for one in g]):
             return
-        device = next(iter(gradients.values())).device
-        together = torch.cat([g if g.device == device else g.to(device) for g in gradients.values()])
-        zeros, start = together.cpu().numpy() == 0, 0
-        self._any = bool(zeros.any())
-        for name, f in self._followed.items():
-            if name not in gradients:
-                self._compare(f, np.zeros(len(f.idle), dtype=np.bool_), steps)
-                continue
-            self._compare(f, zeros[start : start + len(f.idle)], steps)
-            start += len(f.idle)
+        self._any = False
+        for bundle, gradient in zip(self._bundles.values(), gradients, strict=True):
+            self._compare(bundle, gradient, steps)
 
-    def _gradients(self) -> dict[str, Tensor]:
-        """One number for each row that is followed, zero where its gradient is; sites whose gradient is there."""
-        found = {}
-        for name, f in self._followed.items():
-            gradient = f.parameter.grad
-            if gradient is not None and gradient.layout == torch.strided:
-                found[name] = gradient if gradient.dim() == 1 else gradient.detach().flatten(1).abs().amax(1)
-        return found
+    def _compare(self, bundle: _Bundle, gradient: list[Tensor] | None, steps: int) -> None:
+        before, was = bundle.kept, bundle.zero
+        zero = np.zeros_like(was) if gradient is None else torch.cat(gradient).cpu().numpy() == 0
+        bundle.zero, bundle.kept = zero, None
+        idle = np.zeros_like(bundle.idle)
+        if zero.any():
+            self._any = True
+            bundle.kept = self._keep(bundle, np.flatnonzero(zero))
+            both = was & zero
+            if before is not None and both.any():
+                old, new = _rows(before, both[was]), _rows(bundle.kept, both[zero])
+                done = int(new.step - old.step) if new.step or old.step else steps  # an AMP scaler leaves steps out
+                pulled = _is_pulled(self.optimizer, new.settings)
+                rule = RULES[type(self.optimizer)]
+                epsilon = torch.finfo(bundle.parameters[0].dtype).eps
+                still = stands(rule, old, new, done, pulled=pulled, epsilon=epsilon)
+                idle[both] = np.where(still, bundle.idle[both] + steps, 0)
+        bundle.idle = idle
 
-    def _compare(self, f: _Followed, zero: NDArray[np.bool_], steps: int) -> None:
-        before, was = f.kept, f.zero
-        f.zero, f.kept = zero, None
-        if not zero.any():
-            f.idle[:] = 0
-            return
-        f.kept = self._keep(f, np.flatnonzero(zero))
-        both = was & zero
-        idle = np.zeros_like(f.idle)
-        if before is not None and f.kept is not None and both.any():
-            old, new = _rows(before, both[was]), _rows(f.kept, both[zero])
-            done = int(new.step - old.step) if new.step or old.step else steps  # an AMP scaler leaves steps out
-            pulled = _is_pulled(self.optimizer, new.settings)
-            rule = RULES[type(self.optimizer)]
-            still = stands(rule, old, new, done, pulled=pulled, epsilon=torch.finfo(f.parameter.dtype).eps)
-            idle[both] = np.where(still, f.idle[both] + steps, 0)
-        f.idle = idle
-
-    def _keep(self, f: _Followed, rows: NDArray[np.int64]) -> _Kept | None:
-        group = self.optimizer.param_groups[f.group]
-        state = self.optimizer.state.get(f.parameter, {})
-        at = torch.from_numpy(rows).to(f.parameter.device)
-        like = {"": f.parameter, **{n: t for n, t in state.items() if _is_like(t, f.parameter)}}
-        counted = state.get("step", 0)
-        return _Kept(
-            state={n: t.detach()[at].reshape(len(rows), -1).cpu().numpy() for n, t in like.items()},
-            settings={k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")},
-            rate=float(group["lr"]),
-            step=float(counted),
-        )
+    def _keep(self, bundle: _Bundle, rows: NDArray[np.int64]) -> _Kept:
+        group = self.optimizer.param_groups[bundle.group]
+        states = [self.optimizer.state.get(p, {}) for p in bundle.parameters]
+        wanted = set(RULES[type(self.optimizer)].decays(group))
+        if _is_pulled(self.optimizer, group):
+            wanted |= {name for name, value in states[0].items() if _is_like(value, bundle.parameters[0])}
+        at = torch.from_numpy(rows).to(bundle.parameters[0].device)
+        state = {}
+        for name in {"", *wanted}:
+            tensors = bundle.parameters if name == "" else [s.get(name) for s in states]
+            if all(_is_like(t, p) for t, p in zip(tensors, bundle.parameters, strict=True)):
+                together = torch.cat([t.detach() for t in tensors if t is not None])
+                state[name] = together[at].reshape(len(rows), -1).cpu().numpy()
+        settings = {k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")}
+        return _Kept(state, settings, float(group["lr"]), float(states[0].get("step", 0)))
 
     def resolved(self, name: str) -> NDArray[np.bool_]:
         """Which units of a site would have moved, had they got a hundredth of the gradient that others get.
@@ -302,31 +296,56 @@ class Standstill:
         Only plain SGD and its kind can tell too little: there the value itself is the witness, and a learning rate of
         zero, or a step below the value's own rounding, moves nothing.
         """
-        f = self._followed[name]
-        group = self.optimizer.param_groups[f.group]
-        decays = RULES[type(self.optimizer)].decays(group)
-        if set(decays) != {""}:
-            return np.ones(len(f.idle), dtype=np.bool_)
-        others = [p.grad for p in (group["params"][-1], *(o.parameter for o in self._followed.values()))]
+        bundle = next(b for b in self._bundles.values() if name in b.names)
+        parameter = bundle.parameters[bundle.names.index(name)]
+        group = self.optimizer.param_groups[bundle.group]
+        if set(RULES[type(self.optimizer)].decays(group)) != {""}:
+            return np.ones(len(parameter), dtype=np.bool_)
+        others = [p.grad for p in (group["params"][-1], *bundle.parameters)]
         largest = max((float(g.detach().abs().max()) for g in others if g is not None), default=0.0)
-        values = f.parameter.detach().abs().reshape(len(f.idle), -1).amax(1).cpu().double().numpy()
-        return float(group["lr"]) * largest / RESOLVED > torch.finfo(f.parameter.dtype).eps * values
+        values = parameter.detach().abs().reshape(len(parameter), -1).amax(1).cpu().numpy()
+        return float(group["lr"]) * largest / RESOLVED > torch.finfo(parameter.dtype).eps * values
 
 
-def _telling(site: Site, model: nn.Module) -> str:
+def _joined(bundle: _Bundle | None, name: str, parameter: nn.Parameter, group: int) -> _Bundle:
+    old = bundle or _Bundle([], [], group, [], np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.bool_))
+    rows = np.zeros(len(parameter), dtype=np.int64)
+    return _Bundle(
+        names=[*old.names, name],
+        parameters=[*old.parameters, parameter],
+        group=group,
+        ends=[*old.ends, len(old.idle) + len(rows)],
+        idle=np.concatenate([old.idle, rows]),
+        zero=np.zeros(len(old.idle) + len(rows), dtype=np.bool_),  # nothing of the new rows was kept
+    )
+
+
+def _gradients(bundle: _Bundle) -> list[Tensor] | None:
+    """One number for each row, zero where its gradient is; None where none of the gradients is there."""
+    gradients = [p.grad if p.grad is not None and p.grad.layout == torch.strided else None for p in bundle.parameters]
+    if all(g is None for g in gradients):
+        return None
+    return [
+        torch.ones(len(p), device=p.device)  # not known: it may have been used in another pass
+        if g is None
+        else (g if g.dim() == 1 else g.detach().flatten(1).abs().amax(1))
+        for p, g in zip(bundle.parameters, gradients, strict=True)
+    ]
+
+
+def _telling(site: Site, modules: Mapping[str, nn.Module]) -> str:
     """The parameter with one row for each unit whose gradient is zero exactly where the unit's is."""
     if site.normalised:  # a bias before the normalisation gets no gradient anyway
         return site.bias if site.layers and site.bias.rpartition(".")[0] == site.layers[0] else ""
     if site.bias:
         return site.bias
-    layer = dict(model.named_modules()).get(site.weight.rpartition(".")[0])
+    layer = modules.get(site.weight.rpartition(".")[0])
     transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)  # whose rows are the inputs
     return "" if transposed else site.weight
 
 
-def _all_there(gradients: Iterable[Tensor]) -> bool:
+def _all_there(gradients: list[Tensor]) -> bool:
     """Whether none of the numbers is zero; the usual case, which must cost next to nothing."""
-    gradients = list(gradients)
     if all(g.is_cpu for g in gradients) and sum(map(len, gradients)) <= FEW:
         return not any(0.0 in g.tolist() for g in gradients)
     return all(int(torch.count_nonzero(g)) == len(g) for g in gradients)
