@@ -223,6 +223,8 @@ class Recorder:
         if probe is not None and self._error is None and probe.trace.error is None:
             reading = probe.reading(loss, self._optimizer)
             self._add(probe, reading)
+            if len(self.readings) > MOST_READINGS:
+                del self.readings[FEWEST_READINGS : MOST_READINGS // 2 : 2]
         self.disarm()
         if (error := self._error or (probe.trace.error if probe is not None else None)) is not None:
             raise error
@@ -248,8 +250,6 @@ class Recorder:
             self.sites.setdefault(site.name, site)
         self.blind.update(dict.fromkeys(probe.blind))
         self.readings.append(self._with_standstill(probe, reading))
-        if len(self.readings) > MOST_READINGS:
-            del self.readings[FEWEST_READINGS : MOST_READINGS // 2 : 2]
 
     def _with_standstill(self, probe: Probe, reading: Reading) -> Reading:
         """The reading, and how long the units of each site have had no gradient by now."""
