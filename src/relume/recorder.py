@@ -24,13 +24,14 @@ from relume.proof import prove_runs, silent_units
 from relume.recording import Floats, Proof, Reading, Recording, Site
 from relume.sites import undisturbed
 from relume.standstill import Standstill
-from relume.symptoms import CLOSED_SITE, ENOUGH_SAMPLES, FEWEST_READINGS
+from relume.symptoms import CLOSED_SAMPLES, CLOSED_SITE, ENOUGH_SAMPLES, FEWEST_READINGS
 from relume.targets import TargetFinder
 
 PENDING_LOSSES = 256  # kept on the device before they are moved together
 UNSEEN_STEPS = 3  # without one reading: the loop calls something else
 KEPT_BYTES = 64 * 2**20  # of training batches kept for the closing reading and for replays
 MOST_READINGS = 512  # in memory: past that every second one of the older half goes
+TOLD = 60  # steps after its last unit has died, at most, a dead layer is told
 MOST_ASKED = 8  # times that a layer which stands still is read out of turn: one may come and go
 
 
@@ -143,7 +144,7 @@ class Recorder:
             self.began = clock()
             if self._keeper is None:
                 self.keep(args, kwargs)
-            still = self._standstill.idle if self._standstill is not None else ()
+            still = self._standstill.stopped if self._standstill is not None else ()
             armed.append(Probe(self._model, self.step, still) if read else None)
             if (probe := armed[0]) is not None:
                 probe.keep_weights()
@@ -236,12 +237,23 @@ class Recorder:
         newest = self._pending[-1] if self._pending else None
         return isinstance(newest, float) and not math.isfinite(newest)
 
+    @property
+    def look_steps(self) -> int:
+        """Steps to the next look, so that a dead layer is told within `TOLD` of them."""
+        batch = next((r.input.samples for r in reversed(self.readings) if r.input is not None), 1)
+        return max(TOLD // 2 - 2, TOLD - 2 - math.ceil(CLOSED_SAMPLES / max(1, batch)) - 4)
+
     def look(self) -> bool:
-        """See which units stand still; whether all of a layer do since it was read, so that the next step should be."""
-        if self._standstill is None:
+        """See which units stand still; whether all of a layer do since it was read, so that the next step should be.
+
+        Where one batch has many samples, no gradient in one step is enough to look closer; else, none between looks.
+        """
+        standstill = self._standstill
+        if standstill is None or not standstill.look(self.step):
+            self._read_still.clear()
             return False
-        self._standstill.look(self.step)
-        still = {name for name, idle in self._standstill.idle.items() if (idle > 0).mean() >= CLOSED_SITE}
+        units = standstill.stopped if self.look_steps > TOLD // 2 else standstill.idle
+        still = {name for name, idle in units.items() if (idle > 0).mean() >= CLOSED_SITE}
         self._read_still &= still  # what moves again is news when it stops again
         return any(self._asked[name] < MOST_ASKED for name in still - self._read_still)
 
@@ -260,10 +272,11 @@ class Recorder:
         standstill.look(self.step)
         self._pulled.update(probe.pulled)
         sites = dict(reading.sites)
-        for name, idle in standstill.idle.items():
-            if (idle > 0).mean() >= CLOSED_SITE and name in sites:
+        for name, stopped in standstill.stopped.items():
+            if stopped.mean() >= CLOSED_SITE and name in sites:
                 self._read_still.add(name)
                 self._asked[name] += 1
+        for name, idle in standstill.idle.items():
             if name in sites and len(idle) == len(sites[name].silent):
                 values = idle * standstill.resolved(name) * self._pulled.get(name, 0.0)
                 sites[name] = replace(sites[name], idle=idle.astype(np.float32), idle_samples=values.astype(np.float32))

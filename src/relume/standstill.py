@@ -240,20 +240,29 @@ class Standstill:
         every = {name: b.idle[b.of(name)] for b in self._bundles.values() for name in b.names}
         return {name: idle for name, idle in every.items() if idle.any()}
 
-    def look(self, step: int) -> None:
-        """Compare with the last look."""
+    @property
+    def stopped(self) -> dict[str, NDArray[np.bool_]]:
+        """By site, which units got no gradient in the very step of the last look; sites with none left out."""
+        if not self._any:
+            return {}
+        every = {name: b.zero[b.of(name)] for b in self._bundles.values() for name in b.names}
+        return {name: zero for name, zero in every.items() if zero.any()}
+
+    def look(self, step: int) -> bool:
+        """Compare with the last look; whether some unit has no gradient."""
         steps = step - self._step
         gradients = [_gradients(bundle) for bundle in self._bundles.values()]
         if not gradients:
             self._step = step
         if steps < 1 or all(g is None for g in gradients):
-            return  # the gradients are cleared: nothing can be told
+            return self._any  # the gradients are cleared: nothing can be told
         self._step = step
         if not self._any and _all_there([one for g in gradients if g is not None for one in g]):
-            return
+            return False
         self._any = False
         for bundle, gradient in zip(self._bundles.values(), gradients, strict=True):
             self._compare(bundle, gradient, steps)
+        return self._any
 
     def _compare(self, bundle: _Bundle, gradient: list[Tensor] | None, steps: int) -> None:
         before, was = bundle.kept, bundle.zero

@@ -26,7 +26,6 @@ from relume.report import Report
 
 log = logging.getLogger("relume")
 
-LOOK_STEPS = 28  # between looks for units that stand still: two lie within the 60 steps in which a dead layer is told
 TIMED = 2  # steps after each reading whose time is taken
 AGAIN = 8  # steps read in a row, and as many looks after them, to make sure of a layer that seems dead
 SNAPSHOT_BYTES = 256 * 2**20  # of weights kept for replays, where a loss function is given
@@ -126,7 +125,7 @@ class watch:
             if self._journal is not None:
                 self._write()
             pace.read(spent or 0.0, clock() - ended)
-            self._next_look = recorder.step + LOOK_STEPS
+            self._next_look = recorder.step + recorder.look_steps
             self._timed = recorder.step + TIMED
             if not 0 < self._again <= AGAIN:
                 self._next_reading = recorder.step - 1 + pace.wait(recorder.step)
@@ -145,7 +144,7 @@ class watch:
         recorder.count(loss)
         recorder.settle(loss)
         if recorder.step >= self._next_look:
-            self._next_look = recorder.step + LOOK_STEPS
+            self._next_look = recorder.step + recorder.look_steps
             still = recorder.look()
             if still or self._suspects or recorder.lost:
                 self._judge(still)
