@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ def about(command: str) -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
         "command": command,
-        "machine": f"{platform.machine()}, {_processor()}, {os.cpu_count()} processors, {torch.get_num_threads()} thread",
+        "machine": f"{platform.machine()}, {_processor()}, {os.cpu_count()} processors",
+        "threads": torch.get_num_threads(),
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -70,8 +70,8 @@ class Recorder:
         self._trained = trained
         self._resumed = resumed or (optimizer is not None and bool(optimizer.state))
         self._started = time.perf_counter()
-        self._items = False  # losses lie on the CPU, where to read one takes less than to detach it
-        self._pending: list[Tensor | float | None] = []
+        self.pending: list[Tensor | float | None] = []  # the losses of steps that were counted since
+        self.direct = False  # what is to be appended to them is `loss.item()`
         self._probe: Probe | None = None
         self._finder = TargetFinder(loss) if loss is not None else None
         self._hooks: list[Any] = []
@@ -191,23 +191,16 @@ class Recorder:
     @property
     def step(self) -> int:
         """Optimizer steps that were counted."""
-        return len(self.losses) + len(self._pending)
+        return len(self.losses) + len(self.pending)
 
     def count(self, loss: Tensor | float | None = None) -> None:
-        """Count one optimizer step; all that an ordinary step costs is here."""
-        if self._items:
-            try:
-                loss = loss.item()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
-            except (AttributeError, RuntimeError):
-                loss = loss.detach() if isinstance(loss, Tensor) else loss
-        elif isinstance(loss, Tensor):
-            loss = loss.detach()  # moved later, many at once
-        self._pending.append(loss)
-
-    def settle(self, loss: Any) -> None:
-        """Between ordinary steps: see what the losses are like, and do not let too many of them wait."""
-        self._items = isinstance(loss, Tensor) and loss.is_cpu
-        if len(self._pending) >= PENDING_LOSSES:
+        """Count one optimizer step."""
+        if isinstance(loss, Tensor):
+            # On the CPU, to read a number takes less than to detach it; elsewhere they are moved later, many at once.
+            self.direct = loss.is_cpu and loss.numel() == 1
+            loss = loss.item() if self.direct else loss.detach()
+        self.pending.append(loss)
+        if len(self.pending) >= PENDING_LOSSES:
             self.flush()
 
     def collect(self, loss: Tensor | float | None = None) -> Reading | None:
@@ -220,7 +213,6 @@ class Recorder:
             if self.window is not None:  # copies: a loop may fill the same tensors again
                 self.window.append(tree_map_only(Tensor, lambda t: t.detach().clone(), pair))
         self.count(loss)
-        self.settle(loss)
         if probe is not None and self._error is None and probe.trace.error is None:
             reading = probe.reading(loss, self._optimizer)
             self._add(probe, reading)
@@ -234,7 +226,7 @@ class Recorder:
     @property
     def lost(self) -> bool:
         """Whether the newest loss is known, and not finite."""
-        newest = self._pending[-1] if self._pending else None
+        newest = self.pending[-1] if self.pending else None
         return isinstance(newest, float) and not math.isfinite(newest)
 
     @property
@@ -285,14 +277,14 @@ class Recorder:
     def flush(self) -> None:
         """Move the losses since the last time to the CPU."""
         tensors = [
-            loss if loss.dim() == 0 else loss.float().mean() for loss in self._pending if isinstance(loss, Tensor)
+            loss if loss.dim() == 0 else loss.float().mean() for loss in self.pending if isinstance(loss, Tensor)
         ]
         values = iter(torch.stack(tensors).tolist() if tensors else ())
         self.losses.extend(
             next(values) if isinstance(loss, Tensor) else math.nan if loss is None else float(loss)
-            for loss in self._pending
+            for loss in self.pending
         )
-        self._pending.clear()
+        self.pending.clear()
 
     def keep(self, args: Any, kwargs: Any) -> int:
         """Keep the arguments of a forward pass for the closing reading, and return its samples.

@@ -200,6 +200,7 @@ class Standstill:
     blind: list[str] = field(default_factory=list)
     _bundles: dict[Any, _Bundle] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
+    _few: list[nn.Parameter] = field(default_factory=list)  # all that are followed, if they have few numbers
     _step: int = 0
     _any: bool = False  # some row was without gradient at the last look
 
@@ -231,6 +232,9 @@ class Standstill:
                 continue
             alike = (group, parameter.dtype, parameter.device) if parameter.dim() == 1 else site.name
             self._bundles[alike] = _joined(self._bundles.get(alike), site.name, parameter, group)
+        every = [p for bundle in self._bundles.values() for p in bundle.parameters]
+        few = all(p.is_cpu and p.dim() == 1 for p in every) and sum(map(len, every)) <= FEW
+        self._few = every if few else []
 
     @property
     def idle(self) -> dict[str, NDArray[np.int64]]:
@@ -251,14 +255,15 @@ class Standstill:
     def look(self, step: int) -> bool:
         """Compare with the last look; whether some unit has no gradient."""
         steps = step - self._step
+        if not self._any and self._few and steps > 0 and _all_there(self._few):
+            self._step = step
+            return False
         gradients = [_gradients(bundle) for bundle in self._bundles.values()]
         if not gradients:
             self._step = step
         if steps < 1 or all(g is None for g in gradients):
             return self._any  # the gradients are cleared: nothing can be told
         self._step = step
-        if not self._any and _all_there([one for g in gradients if g is not None for one in g]):
-            return False
         self._any = False
         for bundle, gradient in zip(self._bundles.values(), gradients, strict=True):
             self._compare(bundle, gradient, steps)
@@ -353,11 +358,9 @@ def _telling(site: Site, modules: Mapping[str, nn.Module]) -> str:
     return "" if transposed else site.weight
 
 
-def _all_there(gradients: list[Tensor]) -> bool:
-    """Whether none of the numbers is zero; the usual case, which must cost next to nothing."""
-    if all(g.is_cpu for g in gradients) and sum(map(len, gradients)) <= FEW:
-        return not any(0.0 in g.tolist() for g in gradients)
-    return all(int(torch.count_nonzero(g)) == len(g) for g in gradients)
+def _all_there(parameters: list[nn.Parameter]) -> bool:
+    """Whether none of the gradients has a zero; the usual case, which must cost next to nothing."""
+    return not any(p.grad is None or 0.0 in p.grad.tolist() for p in parameters)
 
 
 def _is_like(value: Any, parameter: Tensor) -> bool:

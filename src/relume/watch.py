@@ -90,6 +90,7 @@ class watch:
         self._rates = [float(group.get("lr", 0.0)) for group in optimizer.param_groups] if optimizer else []
         self._written = 0
         self._next_reading = self._next_look = 0
+        self._look_steps = self._recorder.look_steps
         self._timed = 0  # up to here steps are timed, to know what one costs that is not read
         self._armed = self._reads = False  # something is on for the next pass; it is to be read
         self._suspects = False  # a layer was silent in the newest reading, and may be dead
@@ -109,8 +110,14 @@ class watch:
     def step(self, loss: Tensor | float | None = None) -> None:
         """Count one optimizer step; call it after `optimizer.step()`, before the gradients are cleared."""
         self._left -= 1
-        if self._left > 0:
-            self._count(loss)
+        if self._left > 0:  # an ordinary step: all that it costs is here
+            if self._direct:
+                try:
+                    self._pending.append(loss.item())  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+                    return
+                except (AttributeError, RuntimeError):  # no tensor this time, or not one number
+                    pass
+            self._recorder.count(loss)
         elif not self._retired:
             self._guarded(self._read if self._armed else self._look, loss)
 
@@ -125,7 +132,8 @@ class watch:
             if self._journal is not None:
                 self._write()
             pace.read(spent or 0.0, clock() - ended)
-            self._next_look = recorder.step + recorder.look_steps
+            self._look_steps = recorder.look_steps
+            self._next_look = recorder.step + self._look_steps
             self._timed = recorder.step + TIMED
             if not 0 < self._again <= AGAIN:
                 self._next_reading = recorder.step - 1 + pace.wait(recorder.step)
@@ -142,13 +150,15 @@ class watch:
         started = clock()
         recorder = self._recorder
         recorder.count(loss)
-        recorder.settle(loss)
         if recorder.step >= self._next_look:
-            self._next_look = recorder.step + recorder.look_steps
+            self._next_look = recorder.step + self._look_steps
             still = recorder.look()
             if still or self._suspects or recorder.lost:
                 self._judge(still)
-        self._arm()
+        if recorder.step < self._next_reading and not recorder.wants_targets:
+            self._left = min(self._next_reading, self._next_look) - recorder.step
+        else:
+            self._arm()
         self._pace.look(clock() - started)
 
     def _judge(self, still: bool) -> None:
@@ -181,7 +191,7 @@ class watch:
         if self._armed:
             recorder.arm(read=self._reads)
         self._left = 1 if self._armed else max(1, min(self._next_reading, self._next_look) - recorder.step)
-        self._count = recorder.count
+        self._pending, self._direct = recorder.pending, recorder.direct
 
     def _heal(self, autopilot: Autopilot) -> None:
         """Let the autopilot look; where it changed the network, what was read before is of another one."""
