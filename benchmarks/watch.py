@@ -6,8 +6,9 @@
 
 Three copies of one training take turns in the order A B C C B A: two unwatched, whose ratio is the noise of the
 measurement, and one watched. The processor's time of each step is summed up over the run, the start of the watch
-included. Such ratios are no finer than a per cent, so a second figure needs no twin: what steps with a look or a
-reading took beyond the median of the others, and what an ordinary `watch.step` takes, over the time of all.
+included. Such ratios are no finer than a per cent, so a second figure needs no twin: all that is spent within
+`watch.step`, and what steps in which something was on took beyond the median of the others, over the time of all.
+Of that, `counting` is what an ordinary call takes.
 """
 
 from __future__ import annotations
@@ -114,6 +115,7 @@ class Run:
         self.batch = work.batch
         self.seconds: list[float] = []
         self.own: list[float] = []  # of them, within the tool's own call after the step
+        self.armed: list[bool] = []  # something of the tool's is on in this step
         started = time.process_time()
         self.tool = start(self.model, self.optimizer) if start else None
         self.start = time.process_time() - started
@@ -121,6 +123,7 @@ class Run:
     def step(self) -> None:
         chosen = torch.randint(0, len(self.x), (self.batch,), generator=self.order)
         x, y = self.x[chosen], self.y[chosen]
+        self.armed.append(getattr(self.tool, "_armed", False))
         started = time.process_time()
         loss = F.cross_entropy(self.model(x), y)
         self.optimizer.zero_grad()
@@ -144,11 +147,12 @@ def measure(work: Work, steps: int, start: Callable[[nn.Module, Any], Any] = wat
         for run in runs if step % 2 == 0 else reversed(runs):
             run.step()
     plain, twin, watched = (sum(run.seconds) + run.start for run in runs)
-    seconds, own = np.array(runs[2].seconds), np.array(runs[2].own)
-    idle = np.array(runs[0].own)  # what it takes to read the clock
-    usual = own < 2 * np.median(own)  # a look or a reading takes far longer
-    excess = seconds[~usual].sum() - (~usual).sum() * np.median(seconds[usual]) + runs[2].start
-    counting = usual.sum() * max(0.0, float(np.median(own[usual]) - np.median(idle)))
+    seconds, own, armed = (np.array(part) for part in (runs[2].seconds, runs[2].own, runs[2].armed))
+    clock = np.array(runs[0].own)  # what it takes to read the clock
+    trained = seconds - own
+    within = trained[armed].sum() - armed.sum() * np.median(trained[~armed]) if armed.any() else 0.0
+    excess = own.sum() - clock.sum() + within + runs[2].start
+    counting = steps * max(0.0, float(np.median(own) - np.median(clock)))
     row = {
         "steps": steps,
         "step_ms": 1e3 * plain / steps,
