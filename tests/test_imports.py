@@ -36,6 +36,7 @@ ORDER = (
     "standstill",
     "targets",
     "proof",
+    "ranks",
     "recorder",
     "wiring",
     "surgery",

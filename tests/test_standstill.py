@@ -134,3 +134,88 @@ def test_every_rule_is_tested() -> None:
     """Each optimizer in the table is among the variants above."""
     parameter = nn.Parameter(torch.zeros(2))
     assert {type(make([parameter])) for make in variants().values()} == set(RULES)
+
+
+@pytest.mark.parametrize(
+    "name", ["momentum-single", "adam-single", "adamw-single", "rmsprop-single", "adam-decay-single"]
+)
+def test_without_a_bias_the_weights_tell(name: str) -> None:
+    """A layer without a bias is followed by the rows of its weights."""
+    run = Run(variants()[name], bias=False)
+    assert run.check(8) >= 7 * 8
+
+
+@pytest.mark.parametrize("name", ["momentum-decay-single", "adamw-single", "adam-single", "sgd-single"])
+def test_learning_rates_may_change_at_every_step(name: str) -> None:
+    """A schedule between two looks hides no gradient and invents no standstill."""
+    run = Run(variants()[name], schedule=lambda o: optim.lr_scheduler.CosineAnnealingLR(o, T_max=400))
+    assert run.check() >= 8
+
+
+def test_parameter_groups_are_followed_each_by_its_own_settings() -> None:
+    """The layer's group may have another momentum and weight decay than the first group has."""
+
+    def make(parameters: Iterable[Any]) -> Optimizer:
+        weight, bias, *rest = parameters
+        groups: list[dict[str, Any]] = [
+            {"params": rest, "momentum": 0.0},
+            {"params": [weight, bias], "momentum": 0.8, "weight_decay": 1e-3},
+        ]
+        return optim.SGD(groups, lr=0.02, momentum=0.9)
+
+    assert Run(make).check() >= 8
+
+
+def test_skipped_steps_are_told_from_steps_without_gradient() -> None:
+    """Where an AMP scaler left optimizer steps out, decay is counted by the optimizer's own steps."""
+    run = Run(variants()["adam-single"])
+    for step in range(100):
+        if step % 10 == 9:
+            run.backward()  # and no step
+            run.steps += 1
+        else:
+            run.step()
+        if step % 25 == 24:
+            run.look()
+    assert (run.look()[:8] == 75).all()
+
+
+def test_a_learning_rate_of_zero_is_no_standstill() -> None:
+    """Plain SGD moves nothing at rate 0, or below the rounding of a large value: neither is taken for a sign."""
+    for rate, bias in ((0.0, 0.0), (1e-12, 0.0), (0.05, -1e6)):
+        run = Run(lambda p, rate=rate: optim.SGD(p, lr=rate))
+        run.shift(slice(8, 16), bias)
+        for _ in range(2):
+            for _ in range(EVERY):
+                run.step()
+            run.look()
+        assert not run.standstill.resolved(run.site.name)[8:16].any()
+    assert Run(variants()["sgd-single"]).standstill.resolved(run.site.name).sum() == 0  # no gradient was seen yet
+
+
+def test_other_optimizers_are_a_blind_spot() -> None:
+    """An optimizer that relume does not know is named, and so is a weight decay that it cannot follow."""
+    run = Run(lambda p: optim.ASGD(p, lr=0.01))
+    run.step()
+    assert not run.look().any() and "ASGD's state says nothing" in run.standstill.blind[0]
+    run = Run(lambda p: optim.NAdam(p, lr=0.01, weight_decay=0.1))
+    assert "NAdam mixes its weight decay" in run.standstill.blind[0]
+
+
+def test_cleared_gradients_tell_nothing() -> None:
+    """A look after `zero_grad` neither forgets what was known nor adds to it."""
+    run = Run(variants()["adam-single"])
+    run.check(3)
+    before = run.look().copy()
+    run.step()
+    run.optimizer.zero_grad()
+    assert (run.look() == before).all() and before.any()
+
+
+def test_a_bias_before_a_normalisation_is_not_asked() -> None:
+    """Its gradient is zero whatever the unit does; the normalisation's own bias tells, where there is one."""
+    for affine, followed in ((True, True), (False, False)):
+        model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16, affine=affine), nn.ReLU(), nn.Linear(16, 2))
+        standstill = Standstill(model, optim.Adam(model.parameters()))
+        standstill.follow(find_sites(model, torch.randn(32, 8)))
+        assert bool(standstill._bundles) is followed

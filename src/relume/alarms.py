@@ -14,7 +14,7 @@ import numpy as np
 
 from relume.recording import Reading, Site, layer_name
 from relume.symptoms import CLOSED_SAMPLES, CLOSED_SITE, ENOUGH_SAMPLES
-from relume.symptoms.evidence import dated, idle_samples, trailing
+from relume.symptoms.evidence import silence
 
 TOGETHER = 32  # readings looked back on
 
@@ -53,12 +53,11 @@ def dead_layer(readings: Sequence[Reading], site: Site, step: int) -> Alarm | No
     pairs = [(at, read) for at, read in pairs if len(read.silent) == site.units]
     reads = [read for _, read in pairs]
     steps = np.array([at for at, _ in pairs], dtype=np.int64)
-    start, samples = trailing(np.array([read.silent for read in reads]), reads)
-    samples = np.maximum(samples, idle_samples(steps, start, reads))
+    _, dates, samples = silence(steps, reads)
     dead = reads[-1].silent & (samples >= max(CLOSED_SAMPLES, ENOUGH_SAMPLES / site.units))
     if dead.mean() < CLOSED_SITE:
         return None
-    since = int(dated(steps, start, reads)[dead].max())
+    since = int(dates[dead].max())
     return Alarm(
         kind="dead", step=step, since=since, site=site.name, layer=site.layer, units=int(dead.sum()), of=site.units
     )

@@ -21,6 +21,7 @@ from relume.nested import first_float, tensors
 from relume.pace import clock
 from relume.probe import Probe, initial_weights
 from relume.proof import prove_runs, silent_units
+from relume.ranks import ranks_of
 from relume.recording import Floats, Proof, Reading, Recording, Site
 from relume.sites import undisturbed
 from relume.standstill import Standstill
@@ -75,6 +76,7 @@ class Recorder:
         self._probe: Probe | None = None
         self._finder = TargetFinder(loss) if loss is not None else None
         self._hooks: list[Any] = []
+        self.ranks = ranks_of(model) if trained else None
         self._closed: tuple[int, list[Reading]] | None = None
         self._proven: tuple[int, tuple[Proof, ...], int | None] | None = None  # as of a step, from so many samples
         self._full = False  # no room for more batches
@@ -216,6 +218,7 @@ class Recorder:
         if probe is not None and self._error is None and probe.trace.error is None:
             reading = probe.reading(loss, self._optimizer)
             self._add(probe, reading)
+            self._merge(len(self.readings) - 1)
             if len(self.readings) > MOST_READINGS:
                 del self.readings[FEWEST_READINGS : MOST_READINGS // 2 : 2]
         self.disarm()
@@ -255,6 +258,15 @@ class Recorder:
         self.blind.update(dict.fromkeys(probe.blind))
         self.readings.append(self._with_standstill(probe, reading))
 
+    def _merge(self, start: int) -> None:
+        """Put the readings from that one on together with those of the other ranks."""
+        if self.ranks is not None:
+            merged = self.ranks.merged(self.readings[start:])
+            if merged is None:
+                self.blind["the ranks did not run the same activations: this is what one of them saw"] = None
+            else:
+                self.readings[start:] = merged
+
     def _with_standstill(self, probe: Probe, reading: Reading) -> Reading:
         """The reading, and how long the units of each site have had no gradient by now."""
         standstill = self._standstill
@@ -272,6 +284,10 @@ class Recorder:
             if name in sites and len(idle) == len(sites[name].silent):
                 values = idle * standstill.resolved(name) * self._pulled.get(name, 0.0)
                 sites[name] = replace(sites[name], idle=idle.astype(np.float32), idle_samples=values.astype(np.float32))
+        for name, read in sites.items():
+            moved = standstill.moved(name)
+            if moved is not None and len(moved) == len(read.silent) and read.silent.any():
+                sites[name] = replace(read, moved=moved.astype(np.float32))
         return replace(reading, sites=sites)
 
     def flush(self) -> None:
@@ -347,9 +363,18 @@ class Recorder:
             except Exception as error:  # the user's model may fail here as it did in the user's loop
                 words = f"{type(error).__name__}: {error}"
                 self.blind[f"the last weights could not be read on the batches that were kept ({words})"] = None
+            self._merge(before)
             self._closed = self.step, self.readings[before:]
             del self.readings[before:]
         return self._closed[1]
+
+    def close(self) -> None:
+        """With the other ranks, read the kept batches now; a report that is asked of one rank can then use it."""
+        self.flush()
+        if self.ranks is not None and self.losses and self._called.training:
+            (count,) = self.ranks.agreed(len(self.kept))
+            del self.kept[: max(0, len(self.kept) - count)]
+            self._closing()
 
     def _prove(self, readings: Iterable[Reading]) -> tuple[tuple[Proof, ...], int | None]:
         """Proofs for the units silent in these readings, on the kept batches, and how many samples of those differ."""
@@ -382,6 +407,8 @@ class Recorder:
         """
         self.flush()
         before = len(self.readings)
+        if self.ranks is not None and (self._closed is None or self._closed[0] != self.step):
+            closing = False  # it takes all ranks, and a report may be asked of one
         if closing and self.kept and self.losses and math.isfinite(self.losses[-1]):
             self.readings += self._closing()
         last = self.readings[before:] if closing else self.readings

@@ -180,6 +180,7 @@ class _Bundle:
     ends: list[int]  # of each parameter's rows
     idle: NDArray[np.int64]  # steps in a row without a gradient, up to the last look
     zero: NDArray[np.bool_]  # no gradient in the very step of the last look
+    moved: NDArray[np.int64]  # steps done at the last look at which there was one, -1 for none
     kept: _Kept | None = None  # of those rows
 
     def of(self, name: str) -> slice:
@@ -202,6 +203,7 @@ class Standstill:
     _seen: set[str] = field(default_factory=set)
     _few: list[nn.Parameter] = field(default_factory=list)  # all that are followed, if they have few numbers
     _step: int = 0
+    _all_moved: int = -1  # steps done at the last look at which every unit was seen to have a gradient
     _any: bool = False  # some row was without gradient at the last look
 
     def follow(self, sites: Iterable[Site]) -> None:
@@ -244,6 +246,11 @@ class Standstill:
         every = {name: b.idle[b.of(name)] for b in self._bundles.values() for name in b.names}
         return {name: idle for name, idle in every.items() if idle.any()}
 
+    def moved(self, name: str) -> NDArray[np.int64] | None:
+        """Steps done at the last look at which each unit of a site had a gradient, -1 for none; None: not followed."""
+        bundle = next((b for b in self._bundles.values() if name in b.names), None)
+        return None if bundle is None else np.maximum(bundle.moved[bundle.of(name)], self._all_moved)
+
     @property
     def stopped(self) -> dict[str, NDArray[np.bool_]]:
         """By site, which units got no gradient in the very step of the last look; sites with none left out."""
@@ -256,7 +263,7 @@ class Standstill:
         """Compare with the last look; whether some unit has no gradient."""
         steps = step - self._step
         if not self._any and self._few and steps > 0 and _all_there(self._few):
-            self._step = step
+            self._step = self._all_moved = step
             return False
         gradients = [_gradients(bundle) for bundle in self._bundles.values()]
         if not gradients:
@@ -273,6 +280,9 @@ class Standstill:
         before, was = bundle.kept, bundle.zero
         zero = np.zeros_like(was) if gradient is None else torch.cat(gradient).cpu().numpy() == 0
         bundle.zero, bundle.kept = zero, None
+        if gradient is not None:
+            known = np.concatenate([np.full(len(p), p.grad is not None) for p in bundle.parameters])
+            bundle.moved[~zero & known] = self._step
         idle = np.zeros_like(bundle.idle)
         if zero.any():
             self._any = True
@@ -322,7 +332,8 @@ class Standstill:
 
 
 def _joined(bundle: _Bundle | None, name: str, parameter: nn.Parameter, group: int) -> _Bundle:
-    old = bundle or _Bundle([], [], group, [], np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.bool_))
+    none = np.zeros(0, dtype=np.int64)
+    old = bundle or _Bundle([], [], group, [], none, none.astype(np.bool_), none)
     rows = np.zeros(len(parameter), dtype=np.int64)
     return _Bundle(
         names=[*old.names, name],
@@ -331,6 +342,7 @@ def _joined(bundle: _Bundle | None, name: str, parameter: nn.Parameter, group: i
         ends=[*old.ends, len(old.idle) + len(rows)],
         idle=np.concatenate([old.idle, rows]),
         zero=np.zeros(len(old.idle) + len(rows), dtype=np.bool_),  # nothing of the new rows was kept
+        moved=np.concatenate([old.moved, rows - 1]),
     )
 
 

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 
 from relume.recording import Reading, Recording, Site
 from relume.symptoms.evidence import (
-    dated,
     enough,
     flat_level,
     from_birth,
-    idle_samples,
+    silence,
     sound,
     trailing,
     unit_sites,
@@ -80,9 +79,7 @@ def timeline(recording: Recording) -> tuple[UnitHistory, ...]:
         batch = np.minimum(
             samples, [inputs.get(int(step), read.samples) for step, read in zip(steps, readings, strict=True)]
         )
-        start, since = trailing(silent, readings)
-        since = np.maximum(since, idle_samples(steps, start, readings))
-        dates = dated(steps, start, readings)
+        start, dates, since = silence(steps, readings)
         ends_dead = enough(since) & (start < len(readings))
         at = _Moments(recording, site, steps)
         level = flat_level(site)

@@ -26,7 +26,7 @@ from relume.report import Report
 
 log = logging.getLogger("relume")
 
-TIMED = 2  # steps after each reading whose time is taken
+TIMED = 2  # steps after the first reading whose time is taken; later it is one
 AGAIN = 8  # steps read in a row, and as many looks after them, to make sure of a layer that seems dead
 SNAPSHOT_BYTES = 256 * 2**20  # of weights kept for replays, where a loss function is given
 
@@ -73,8 +73,10 @@ class watch:
         self._budget = budget
         self._autopilot = None if heal is False else Autopilot(model, optimizer, loss, heal)
         self._done: Sequence[Action] = self._autopilot.actions if self._autopilot is not None else ()
-        self._journal = Journal(journal) if journal is not None else None
+        self._journal = None
         self._begin()
+        if journal is not None and (self._recorder.ranks is None or self._recorder.ranks.first):
+            self._journal = Journal(journal)
         self._finished = False
         self._retired = False
         self._pace = Pace(budget)
@@ -134,11 +136,16 @@ class watch:
             pace.read(spent or 0.0, clock() - ended)
             self._look_steps = recorder.look_steps
             self._next_look = recorder.step + self._look_steps
-            self._timed = recorder.step + TIMED
+            self._timed = recorder.step + (1 if pace.usual else TIMED)
             if not 0 < self._again <= AGAIN:
                 self._next_reading = recorder.step - 1 + pace.wait(recorder.step)
-        elif spent is not None and not self._reads:
-            pace.ordinary(spent)
+            if recorder.ranks is not None:
+                self._next_reading, self._look_steps = recorder.ranks.agreed(self._next_reading, self._look_steps)
+                self._next_look = recorder.step + self._look_steps
+        else:
+            if spent is not None and not self._reads:
+                pace.ordinary(spent)
+            self._look_if_due()
         if self._autopilot is not None:
             before = clock()
             self._guarded(self._heal, self._autopilot)
@@ -150,16 +157,20 @@ class watch:
         started = clock()
         recorder = self._recorder
         recorder.count(loss)
-        if recorder.step >= self._next_look:
-            self._next_look = recorder.step + self._look_steps
-            still = recorder.look()
-            if still or self._suspects or recorder.lost:
-                self._judge(still)
+        self._look_if_due()
         if recorder.step < self._next_reading and not recorder.wants_targets:
             self._left = min(self._next_reading, self._next_look) - recorder.step
         else:
             self._arm()
         self._pace.look(clock() - started)
+
+    def _look_if_due(self) -> None:
+        recorder = self._recorder
+        if recorder.step >= self._next_look:
+            self._next_look = recorder.step + self._look_steps
+            still = recorder.look()
+            if still or self._suspects or recorder.lost:
+                self._judge(still)
 
     def _judge(self, still: bool) -> None:
         """Sound an alarm, or see to it that what may be one is read in the next step."""
@@ -182,7 +193,8 @@ class watch:
         if alarm is not None:
             self._alarms[alarm.kind, alarm.site] = alarm
             self._recorder.keep_inputs()  # the inputs may be what killed the layer: the closing reading wants new ones
-            log.warning("relume: %s", alarm)
+            if self._recorder.ranks is None or self._recorder.ranks.first:
+                log.warning("relume: %s", alarm)
 
     def _arm(self) -> None:
         recorder = self._recorder
@@ -251,6 +263,8 @@ class watch:
     def _close(self, finished: bool) -> None:
         self._recorder.stop()
         self._finished = finished
+        if finished:
+            self._recorder.close()
         if self._journal is not None:
             self._write(closing=True)
             self._journal.close()
