@@ -430,7 +430,7 @@ def plain(bias: float = 0.0) -> tuple[nn.Sequential, nn.Linear]:
     torch.manual_seed(0)
     middle = nn.Linear(16, 16)
     with torch.no_grad():
-        middle.bias.add_(bias)
+        middle.bias.fill_(0.5).add_(bias)  # so that none is dead that was not killed
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), middle, nn.ReLU(), nn.Linear(16, 2)), middle
 
 

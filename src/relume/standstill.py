@@ -203,7 +203,6 @@ class Standstill:
     _seen: set[str] = field(default_factory=set)
     _few: list[nn.Parameter] = field(default_factory=list)  # all that are followed, if they have few numbers
     _step: int = 0
-    _all_moved: int = -1  # steps done at the last look at which every unit was seen to have a gradient
     _any: bool = False  # some row was without gradient at the last look
 
     def follow(self, sites: Iterable[Site]) -> None:
@@ -249,7 +248,7 @@ class Standstill:
     def moved(self, name: str) -> NDArray[np.int64] | None:
         """Steps done at the last look at which each unit of a site had a gradient, -1 for none; None: not followed."""
         bundle = next((b for b in self._bundles.values() if name in b.names), None)
-        return None if bundle is None else np.maximum(bundle.moved[bundle.of(name)], self._all_moved)
+        return None if bundle is None else bundle.moved[bundle.of(name)]
 
     @property
     def stopped(self) -> dict[str, NDArray[np.bool_]]:
@@ -263,7 +262,9 @@ class Standstill:
         """Compare with the last look; whether some unit has no gradient."""
         steps = step - self._step
         if not self._any and self._few and steps > 0 and _all_there(self._few):
-            self._step = self._all_moved = step
+            self._step = step
+            for bundle in self._bundles.values():
+                bundle.moved[:] = step
             return False
         gradients = [_gradients(bundle) for bundle in self._bundles.values()]
         if not gradients:
