@@ -2,7 +2,6 @@
 
     python benchmarks/watch.py             # prints a table, writes results/watch.json and results/watch-profile.txt
     python benchmarks/watch.py --quick     # to see that it runs; nothing is written
-    python benchmarks/watch.py --peers     # beside other tools, each in an environment of its own
 
 Three copies of one training take turns in the order A B C C B A: two unwatched, whose ratio is the noise of the
 measurement, and one watched. The processor's time of each step is summed up over the run, the start of the watch
@@ -202,27 +201,19 @@ def line(name: str, row: dict[str, Any]) -> str:
 @click.command()
 @click.option("--quick", is_flag=True, help="A few steps of each, nothing is written.")
 @click.option("--only", help="Rows whose name contains this; nothing is written.")
-@click.option("--peers", is_flag=True, help="Beside other tools, on the first row; adds to the results.")
-def main(quick: bool, only: str | None, peers: bool) -> None:
+@click.option("--steps", type=int, help="Of each row, instead of its own number.")
+def main(quick: bool, only: str | None, steps: int | None) -> None:
     """Time watched and unwatched steps side by side."""
     torch.set_num_threads(1)
-    past = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if peers:
-        from benchmarks.peers import compared
-
-        found = {**about("./dev bench watch --peers"), **compared(quick)}
-        if not quick:
-            RESULTS.write_text(json.dumps({**past, "peers": found}, indent=1) + "\n")
-        return
     print(HEAD)
     rows = {}
     for work in WORKS:
         if only is None or only in work.name:
-            rows[work.name] = measure(work, 40 if quick else work.steps)
+            rows[work.name] = measure(work, 40 if quick else steps or work.steps)
             print(line(work.name, rows[work.name]), flush=True)
     if not quick and only is None:
-        found = {**about("./dev bench watch"), "rows": rows}
-        RESULTS.write_text(json.dumps({**past, **found}, indent=1) + "\n")
+        command = "./dev bench watch" + (f" --steps {steps}" if steps else "")
+        RESULTS.write_text(json.dumps({**about(command), "rows": rows}, indent=1) + "\n")
         PROFILE.write_text("\n".join(profile(work) for work in (WORKS[0], WORKS[-1])))
 
 
