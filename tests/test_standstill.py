@@ -169,7 +169,10 @@ def test_parameter_groups_are_followed_each_by_its_own_settings() -> None:
 def test_skipped_steps_are_told_from_steps_without_gradient() -> None:
     """Where an AMP scaler left optimizer steps out, decay is counted by the optimizer's own steps."""
     run = Run(variants()["adam-single"])
-    for step in range(100):
+    for _ in range(24):
+        run.step()
+    run.shift(slice(8, 16), -50.0)  # these have momentum, whose decay is counted
+    for step in range(24, 100):
         if step % 10 == 9:
             run.backward()  # and no step
             run.steps += 1
@@ -177,7 +180,7 @@ def test_skipped_steps_are_told_from_steps_without_gradient() -> None:
             run.step()
         if step % 25 == 24:
             run.look()
-    assert (run.look()[:8] == 75).all()
+    assert (run.look()[:16] >= 50).all()
 
 
 def test_a_learning_rate_of_zero_is_no_standstill() -> None:
