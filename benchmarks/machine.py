@@ -13,11 +13,11 @@ import torch
 
 def about(command: str) -> dict[str, Any]:
     """Date, command, machine and versions."""
-    cores, threads = os.cpu_count(), torch.get_num_threads()
     return {
         "date": date.today().isoformat(),
         "command": command,
-        "machine": f"{platform.machine()}, {_processor()}, {cores} processors, {threads} thread{'s' * (threads != 1)}",
+        "machine": f"{platform.machine()}, {_processor()}, {os.cpu_count()} processors",
+        "threads": torch.get_num_threads(),
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -7,6 +7,7 @@ import logging
 import pickle
 import sqlite3
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -420,3 +421,106 @@ def test_a_recording_survives_json() -> None:
     recording = watch.recording
     again = from_json(to_json(recording), Recording)
     assert to_json(again) == to_json(recording) and "nan" in str(to_json(recording)["losses"])
+
+
+# Alarms and standstill ----------------------------------------------------------------------------------------------
+
+
+def plain(bias: float = 0.0) -> tuple[nn.Sequential, nn.Linear]:
+    torch.manual_seed(0)
+    middle = nn.Linear(16, 16)
+    with torch.no_grad():
+        middle.bias.fill_(0.5).add_(bias)  # so that none is dead that was not killed
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), middle, nn.ReLU(), nn.Linear(16, 2)), middle
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.filterwarnings("ignore:.*torch.compile.*global hooks:UserWarning")  # torch's own, where hooks were once
+def test_a_layer_that_dies_is_told_within_sixty_steps(
+    optimizer: Any, compiled: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the default budget an alarm is logged once, names the layer, and dates its death to some steps."""
+    model, middle = plain()
+    called: Any = torch.compile(model, backend="eager") if compiled else model
+    own = optimizer(model.parameters(), lr=1e-3)
+    with caplog.at_level(logging.WARNING, "relume"), relume.watch(called, own) as watch:
+        loop(called, own, 130, watch)
+        assert not watch.alarms
+        with torch.no_grad():
+            middle.bias.sub_(100.0)
+        loop(called, own, 60, watch)
+        (alarm,) = watch.alarms
+        loop(called, own, 100, watch)
+    assert watch.alarms == (alarm,) and [r.message for r in caplog.records] == [f"relume: {alarm}"]
+    assert alarm.site == "3" and alarm.units == 16 and 130 <= alarm.since <= alarm.step <= 190
+    assert "all 16 units of layer 2 are dead since step" in str(alarm)
+    (symptom,) = [s for s in watch.report().symptoms if s.kind == "dead"]
+    assert symptom.share == 1.0 and 130 <= symptom.since <= 190
+
+
+def test_a_layer_born_dead_is_told_at_once() -> None:
+    """The alarm says from the start, and comes as soon as a hundred samples were seen."""
+    model, _ = plain(-100.0)
+    optimizer = torch.optim.Adam(model.parameters())
+    with relume.watch(model, optimizer) as watch:
+        loop(model, optimizer, 12, watch)
+    (alarm,) = watch.alarms
+    assert "are dead from the start" in str(alarm) and alarm.step <= 12
+
+
+def test_a_loss_that_is_not_finite_is_told() -> None:
+    """The alarm carries the first such step; later ones are not told again."""
+    model, _ = plain()
+    with relume.watch(model, None) as watch:
+        for step in range(120):
+            watch.step(float("nan") if step >= 70 else 1.0)
+    (alarm,) = watch.alarms
+    assert alarm.kind == "non_finite" and alarm.since == 70 and "NaN or infinite since step 70" in str(alarm)
+
+
+def test_units_that_die_between_two_readings_are_dated_by_standstill() -> None:
+    """Some dead units of a layer that is seldom read are known to be dead on a thousand samples, and since when."""
+    model, middle = plain()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    with relume.watch(model, optimizer, budget=1e-6) as watch:
+        loop(model, optimizer, 400, watch)
+        with torch.no_grad():
+            middle.bias[:6].sub_(100.0)
+        loop(model, optimizer, 300, watch)
+        watch._next_reading, watch._left = 0, 1  # as the pace does by and by
+        loop(model, optimizer, 2, watch)
+    recording = watch.recording
+    assert not [r.step for r in recording.readings if 100 < r.step < 700]
+    (symptom,) = [s for s in watch.report().symptoms if s.kind == "dead" and s.site == "3"]
+    assert set(range(6)) <= set(symptom.units)
+    told = {u.unit: u for u in watch.report().timeline if u.site == "3"}
+    assert all(400 <= (told[unit].since or 0) <= 460 for unit in range(6))
+    assert symptom.evidence["samples"] >= 1000
+
+
+def test_old_journals_without_standstill_are_read(tmp_path: Path) -> None:
+    """What was recorded before `idle` was there is read as not known."""
+    model, _ = plain()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with relume.watch(model, optimizer) as watch:
+        loop(model, optimizer, 30, watch)
+    values = to_json(watch.recording)
+    for reading in values["readings"]:
+        for site in reading["sites"].values():
+            del site["idle"], site["idle_samples"], site["moved"]
+    again = from_json(values, Recording)
+    assert all(read.idle is None for reading in again.readings for read in reading.sites.values())
+
+
+def test_what_is_kept_of_a_long_run_stays_small() -> None:
+    """Over ten thousand steps readings are thinned, kept batches stay few, and a loss takes eight bytes."""
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with relume.watch(model, optimizer, budget=10.0) as watch:
+        loop(model, optimizer, 10_000, watch)
+        recorder = watch._recorder
+        assert len(recorder.readings) <= 512 and len(recorder.kept) <= 33 and len(recorder.pending) <= 256
+        assert recorder.losses.itemsize == 8 and recorder.step == 10_000
+    steps = [reading.step for reading in watch.recording.readings]
+    assert steps[0] == 0 and max(b - a for a, b in pairwise(steps)) < 1500

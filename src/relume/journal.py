@@ -7,6 +7,7 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ class Journal:
 
     def add(self, recording: Recording, readings: Iterable[Reading]) -> None:
         """Append readings, and bring what is known of the run up to date."""
-        head = to_json(recording)
         losses = recording.losses
+        head = to_json(replace(recording, readings=(), losses=()))  # all that was read before is in the file already
         del head["readings"], head["losses"]
         with self._file:
             self._file.executemany(

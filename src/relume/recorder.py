@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from relume.nested import first_float, tensors
+from relume.pace import clock
 from relume.probe import Probe, initial_weights
 from relume.proof import prove_runs, silent_units
-from relume.recording import Proof, Reading, Recording, Site
+from relume.ranks import ranks_of
+from relume.recording import Floats, Proof, Reading, Recording, Site
 from relume.sites import undisturbed
-from relume.symptoms import ENOUGH_SAMPLES
+from relume.standstill import Standstill
+from relume.symptoms import CLOSED_SAMPLES, CLOSED_SITE, ENOUGH_SAMPLES, FEWEST_READINGS
 from relume.targets import TargetFinder
 
 PENDING_LOSSES = 256  # kept on the device before they are moved together
 UNSEEN_STEPS = 3  # without one reading: the loop calls something else
 KEPT_BYTES = 64 * 2**20  # of training batches kept for the closing reading and for replays
+MOST_READINGS = 512  # in memory: past that every second one of the older half goes
+TOLD = 60  # steps after its last unit has died, at most, a dead layer is told
+MOST_ASKED = 8  # times that a layer which stands still is read out of turn: one may come and go
 
 
 class Recorder:
@@ -42,13 +52,13 @@ class Recorder:
         trained: bool = True,
         resumed: bool = False,
     ) -> None:
-        self.step = 0
-        self.losses: list[float] = []
+        self.losses = array("d")
         self.readings: list[Reading] = []
         self.kept: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # arguments of forward passes, newest last
         self.first: list[tuple[Any, Any]] = []  # (input, target) of the first steps; given the loss function
         self.window: list[tuple[Any, Any]] | None = None  # of the latest steps, while they are collected
         self.note = ""
+        self.began: float | None = None  # by `pace.clock`, the forward pass of the latest step that was armed
         self.sites: dict[str, Site] = {}
         self.blind: dict[str, None] = {}
         self._called = model  # whose passes are read
@@ -61,30 +71,70 @@ class Recorder:
         self._trained = trained
         self._resumed = resumed or (optimizer is not None and bool(optimizer.state))
         self._started = time.perf_counter()
-        self._pending: list[Tensor | float] = []
+        self.pending: list[Tensor | float | None] = []  # the losses of steps that were counted since
+        self.direct = False  # what is to be appended to them is `loss.item()`
         self._probe: Probe | None = None
         self._finder = TargetFinder(loss) if loss is not None else None
         self._hooks: list[Any] = []
+        self.ranks = ranks_of(model) if trained else None
         self._closed: tuple[int, list[Reading]] | None = None
         self._proven: tuple[int, tuple[Proof, ...], int | None] | None = None  # as of a step, from so many samples
         self._full = False  # no room for more batches
         self._extents: list[tuple[int, int]] = []  # samples and bytes of each kept batch
+        self._kept_samples = self._kept_bytes = 0
+        self._keeper: Any = None  # the hook that keeps inputs
+        self._standstill = Standstill(self._model, optimizer) if optimizer is not None and trained else None
+        self._pulled: dict[str, Floats] = {}  # by site, how many values of each unit had a gradient when last counted
+        self._read_still: set[str] = set()  # sites of which all units stood still when they were read
+        self._asked: Counter[str] = Counter()  # how often that was so
 
     # around one step ----------------------------------------------------------------------------------------------
 
     @property
     def keeps_enough(self) -> bool:
         """Whether the kept batches suffice for a verdict on each unit."""
-        return self._full or sum(samples for samples, _ in self._extents) >= ENOUGH_SAMPLES
+        return self._full or self._kept_samples >= ENOUGH_SAMPLES
+
+    @property
+    def wants_targets(self) -> bool:
+        """Whether the next step's target is to be found, so that `arm` is called before it."""
+        return self._finder is not None and (self.window is not None or self._wants_first)
 
     @property
     def _wants_first(self) -> bool:
         enough = sum(_extent(input)[0] for input, _ in self.first) >= ENOUGH_SAMPLES
         return self.step == len(self.first) and not enough
 
+    def keep_inputs(self) -> None:
+        """Keep what goes into the network from now on, until there is enough for a verdict on each unit."""
+        wanted = ENOUGH_SAMPLES
+
+        def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
+            nonlocal wanted
+            if torch.is_grad_enabled() and module.training and (samples := self.keep(args, kwargs)):
+                wanted -= samples
+                if wanted <= 0 or self._full:
+                    self._keep_no_more()
+
+        self._keep_no_more()
+        if not self._scripted:
+            hook = _Hook(self._guarded(begin))
+            self._keeper = self._called.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def _keep_no_more(self) -> None:
+        if self._keeper is not None:
+            self._keeper.remove()
+            self._keeper = None
+
+    def stop(self) -> None:
+        """Take off all there is."""
+        self.disarm()
+        self._keep_no_more()
+
     def arm(self, *, read: bool = True) -> None:
         """Read (or, without `read`, only keep the input of) the next training pass; nothing is left on afterwards."""
         self.disarm()
+        self.began = None
         if self._scripted:
             self.blind["the model is TorchScript, which takes no hooks: its activation calls cannot be seen"] = None
             return
@@ -93,8 +143,11 @@ class Recorder:
         def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
             if armed or not torch.is_grad_enabled() or not module.training or not _extent((args, kwargs))[0]:
                 return
-            self.keep(args, kwargs)
-            armed.append(Probe(self._model, self.step) if read else None)
+            self.began = clock()
+            if self._keeper is None:
+                self.keep(args, kwargs)
+            still = self._standstill.stopped if self._standstill is not None else ()
+            armed.append(Probe(self._model, self.step, still) if read else None)
             if (probe := armed[0]) is not None:
                 probe.keep_weights()
                 probe.read_input((args, tuple(kwargs.values())))
@@ -137,61 +190,139 @@ class Recorder:
         if self._finder is not None:
             self._finder.end(None)
 
+    @property
+    def step(self) -> int:
+        """Optimizer steps that were counted."""
+        return len(self.losses) + len(self.pending)
+
     def count(self, loss: Tensor | float | None = None) -> None:
-        """Count one optimizer step for which nothing was armed."""
-        self._pending.append(loss.detach() if isinstance(loss, Tensor) else math.nan if loss is None else loss)
-        self.step += 1
-        if len(self._pending) >= PENDING_LOSSES:
+        """Count one optimizer step."""
+        if isinstance(loss, Tensor):
+            # On the CPU, to read a number takes less than to detach it; elsewhere they are moved later, many at once.
+            self.direct = loss.is_cpu and loss.numel() == 1
+            loss = loss.item() if self.direct else loss.detach()
+        self.pending.append(loss)
+        if len(self.pending) >= PENDING_LOSSES:
             self.flush()
 
     def collect(self, loss: Tensor | float | None = None) -> Reading | None:
         """Count one optimizer step; the reading of it, if it was probed."""
-        reading = None
-        if self._hooks:
-            if self._finder is not None and (target := self._finder.end(loss)) is not None and self.kept:
-                pair = _as_input(*self.kept[-1]), target
-                if self._wants_first:
-                    self.first.append(pair)
-                if self.window is not None:  # copies: a loop may fill the same tensors again
-                    self.window.append(tree_map_only(Tensor, lambda t: t.detach().clone(), pair))
-            probe = self._probe
-            if probe is not None and self._error is None and probe.trace.error is None:
-                reading = probe.reading(loss, self._optimizer)
-                self._add(probe, reading)
-            self.disarm()
-            error = self._error or (probe.trace.error if probe is not None else None)
-            if error is not None:
-                raise error
+        probe, reading = self._probe, None
+        if self._hooks and self._finder is not None and (target := self._finder.end(loss)) is not None and self.kept:
+            pair = _as_input(*self.kept[-1]), target
+            if self._wants_first:
+                self.first.append(pair)
+            if self.window is not None:  # copies: a loop may fill the same tensors again
+                self.window.append(tree_map_only(Tensor, lambda t: t.detach().clone(), pair))
         self.count(loss)
+        if probe is not None and self._error is None and probe.trace.error is None:
+            reading = probe.reading(loss, self._optimizer)
+            self._add(probe, reading)
+            self._merge(len(self.readings) - 1)
+            if len(self.readings) > MOST_READINGS:
+                del self.readings[FEWEST_READINGS : MOST_READINGS // 2 : 2]
+        self.disarm()
+        if (error := self._error or (probe.trace.error if probe is not None else None)) is not None:
+            raise error
         return reading
 
+    @property
+    def lost(self) -> bool:
+        """Whether the newest loss is known, and not finite."""
+        newest = self.pending[-1] if self.pending else None
+        return isinstance(newest, float) and not math.isfinite(newest)
+
+    @property
+    def look_steps(self) -> int:
+        """Steps to the next look, so that a dead layer is told within `TOLD` of them."""
+        batch = next((r.input.samples for r in reversed(self.readings) if r.input is not None), 1)
+        return max(TOLD // 2 - 2, TOLD - 2 - math.ceil(CLOSED_SAMPLES / max(1, batch)) - 4)
+
+    def look(self) -> bool:
+        """See which units stand still; whether all of a layer do since it was read, so that the next step should be.
+
+        Where one batch has many samples, no gradient in one step is enough to look closer; else, none between looks.
+        """
+        standstill = self._standstill
+        if standstill is None or not standstill.look(self.step):
+            self._read_still.clear()
+            return False
+        units = standstill.stopped if self.look_steps > TOLD // 2 else standstill.idle
+        still = {name for name, idle in units.items() if (idle > 0).mean() >= CLOSED_SITE}
+        self._read_still &= still  # what moves again is news when it stops again
+        return any(self._asked[name] < MOST_ASKED for name in still - self._read_still)
+
     def _add(self, probe: Probe, reading: Reading) -> None:
-        self.readings.append(reading)
         for site in probe.sites:
             self.sites.setdefault(site.name, site)
         self.blind.update(dict.fromkeys(probe.blind))
+        self.readings.append(self._with_standstill(probe, reading))
+
+    def _merge(self, start: int) -> None:
+        """Put the readings from that one on together with those of the other ranks."""
+        if self.ranks is not None:
+            merged = self.ranks.merged(self.readings[start:])
+            if merged is None:
+                self.blind["the ranks did not run the same activations: this is what one of them saw"] = None
+            else:
+                self.readings[start:] = merged
+
+    def _with_standstill(self, probe: Probe, reading: Reading) -> Reading:
+        """The reading, and how long the units of each site have had no gradient by now."""
+        standstill = self._standstill
+        if standstill is None:
+            return reading
+        standstill.follow(probe.sites)
+        standstill.look(self.step)
+        self._pulled.update(probe.pulled)
+        sites = dict(reading.sites)
+        for name, stopped in standstill.stopped.items():
+            if stopped.mean() >= CLOSED_SITE and name in sites:
+                self._read_still.add(name)
+                self._asked[name] += 1
+        for name, idle in standstill.idle.items():
+            if name in sites and len(idle) == len(sites[name].silent):
+                values = idle * standstill.resolved(name) * self._pulled.get(name, 0.0)
+                sites[name] = replace(sites[name], idle=idle.astype(np.float32), idle_samples=values.astype(np.float32))
+        for name, read in sites.items():
+            moved = standstill.moved(name)
+            if moved is not None and len(moved) == len(read.silent) and read.silent.any():
+                sites[name] = replace(read, moved=moved.astype(np.float32))
+        return replace(reading, sites=sites)
 
     def flush(self) -> None:
-        """Move the losses since the last probe to the CPU."""
+        """Move the losses since the last time to the CPU."""
         tensors = [
-            loss if loss.dim() == 0 else loss.float().mean() for loss in self._pending if isinstance(loss, Tensor)
+            loss if loss.dim() == 0 else loss.float().mean() for loss in self.pending if isinstance(loss, Tensor)
         ]
         values = iter(torch.stack(tensors).tolist() if tensors else ())
-        self.losses += [next(values) if isinstance(loss, Tensor) else float(loss) for loss in self._pending]
-        self._pending.clear()
+        self.losses.extend(
+            next(values) if isinstance(loss, Tensor) else math.nan if loss is None else float(loss)
+            for loss in self.pending
+        )
+        self.pending.clear()
 
-    def keep(self, args: Any, kwargs: Any) -> None:
-        """Keep the arguments of a forward pass for the closing reading; the oldest go where there are enough."""
+    def keep(self, args: Any, kwargs: Any) -> int:
+        """Keep the arguments of a forward pass for the closing reading, and return its samples.
+
+        The oldest go where there are enough.
+        """
         samples, size = _extent((args, kwargs))
-        self._full = self._full or size + sum(b for _, b in self._extents) > KEPT_BYTES
-        if size > KEPT_BYTES:
-            return
+        self._full = self._full or size + self._kept_bytes > KEPT_BYTES
+        if size > KEPT_BYTES or not samples:
+            return samples
         self.kept.append((args, dict(kwargs)))
         self._extents.append((samples, size))
-        while len(self.kept) > 1 and (
-            sum(n for n, _ in self._extents[1:]) >= ENOUGH_SAMPLES or sum(b for _, b in self._extents) > KEPT_BYTES
-        ):
+        self._kept_samples += samples
+        self._kept_bytes += size
+        while len(self.kept) > 1:
+            oldest, bytes_of_it = self._extents[0]
+            if self._kept_samples - oldest < ENOUGH_SAMPLES and self._kept_bytes <= KEPT_BYTES:
+                break
+            self._kept_samples -= oldest
+            self._kept_bytes -= bytes_of_it
             del self.kept[0], self._extents[0]
+        return samples
 
     # without a step -----------------------------------------------------------------------------------------------
 
@@ -232,9 +363,18 @@ class Recorder:
             except Exception as error:  # the user's model may fail here as it did in the user's loop
                 words = f"{type(error).__name__}: {error}"
                 self.blind[f"the last weights could not be read on the batches that were kept ({words})"] = None
+            self._merge(before)
             self._closed = self.step, self.readings[before:]
             del self.readings[before:]
         return self._closed[1]
+
+    def close(self) -> None:
+        """With the other ranks, read the kept batches now; a report that is asked of one rank can then use it."""
+        self.flush()
+        if self.ranks is not None and self.losses and self._called.training:
+            (count,) = self.ranks.agreed(len(self.kept))
+            del self.kept[: max(0, len(self.kept) - count)]
+            self._closing()
 
     def _prove(self, readings: Iterable[Reading]) -> tuple[tuple[Proof, ...], int | None]:
         """Proofs for the units silent in these readings, on the kept batches, and how many samples of those differ."""
@@ -267,6 +407,8 @@ class Recorder:
         """
         self.flush()
         before = len(self.readings)
+        if self.ranks is not None and (self._closed is None or self._closed[0] != self.step):
+            closing = False  # it takes all ranks, and a report may be asked of one
         if closing and self.kept and self.losses and math.isfinite(self.losses[-1]):
             self.readings += self._closing()
         last = self.readings[before:] if closing else self.readings
@@ -285,7 +427,7 @@ class Recorder:
             readings=readings,
             losses=tuple(self.losses),
             initial=self.initial,
-            blind=tuple(self.blind),
+            blind=(*self.blind, *(self._standstill.blind if self._standstill is not None else ())),
             steps=self.step,
             trained=self._trained,
             resumed=self._resumed,

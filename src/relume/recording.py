@@ -49,6 +49,9 @@ class SiteReading:
     std: Floats
     gradient: Floats | None = None  # root mean square of d loss / d output; None without a backward pass
     non_finite: int = 0  # outputs that are NaN or infinite
+    idle: Floats | None = None  # steps in a row, up to this one, in which no gradient came; None: in each one did
+    idle_samples: Floats | None = None  # values in those steps that would have sent one, had the unit fired
+    moved: Floats | None = None  # steps done when a gradient was last seen to come, -1 for never; None: not known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relume.recording import Reading, Recording, Site
-from relume.symptoms.evidence import enough, flat_level, from_birth, sound, trailing, unit_sites
+from relume.symptoms.evidence import (
+    enough,
+    flat_level,
+    from_birth,
+    silence,
+    sound,
+    trailing,
+    unit_sites,
+)
 from relume.symptoms.record import ENOUGH_SAMPLES, FEWEST_READINGS
 
 Kind = Literal["alive", "born_dead", "died", "flickering", "revived", "saturated"]
@@ -71,7 +79,7 @@ def timeline(recording: Recording) -> tuple[UnitHistory, ...]:
         batch = np.minimum(
             samples, [inputs.get(int(step), read.samples) for step, read in zip(steps, readings, strict=True)]
         )
-        start, since = trailing(silent, readings)
+        start, dates, since = silence(steps, readings)
         ends_dead = enough(since) & (start < len(readings))
         at = _Moments(recording, site, steps)
         level = flat_level(site)
@@ -94,7 +102,7 @@ def timeline(recording: Recording) -> tuple[UnitHistory, ...]:
             else:
                 found.append(UnitHistory(site=site.name, unit=unit, kind="alive"))
                 continue
-            moment = at.reading(first)
+            moment = at.reading(first, int(dates[unit]) if ends_dead[unit] else None)
             found.append(
                 UnitHistory(
                     site=site.name, unit=unit, kind=kind,
@@ -180,9 +188,10 @@ class _Moments:
         self._moved = [(ratio, r.step) for r in recording.readings if (ratio := self._ratio(r)) is not None]
         self._steps = [int(step) for step in steps]
 
-    def _reading(self, index: int) -> _Moment:
-        """What happened between the reading at that index and the one before it."""
-        since, before = self._steps[index], self._steps[index - 1] if index else None
+    def _reading(self, index: int, since: int | None = None) -> _Moment:
+        """What happened between the reading before that index and it, or the step `since` where that is known."""
+        since = self._steps[index] if since is None else since
+        before = self._steps[index - 1] if index else None
         start = since if before is None else before
         within = [r for r in self._recording.readings if start <= r.step < max(since, start + 1)]
         moved = [(ratio, step) for ratio, step in self._moved if start <= step < since]

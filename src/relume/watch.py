@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import logging
-import math
-import time
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from relume.actions import Action
+from relume.alarms import Alarm, closed, dead_layer, not_finite
 from relume.autopilot import Autopilot
 from relume.errors import RelumeError
 from relume.interventions import report_on, scene_from
 from relume.journal import Journal
 from relume.nested import arguments
+from relume.pace import Pace, clock
 from relume.recorder import Recorder
 from relume.recording import Reading, Recording
 from relume.remedies import Remedy
@@ -28,11 +26,9 @@ from relume.report import Report
 
 log = logging.getLogger("relume")
 
-FIRST_STEPS = 3  # read without regard to cost: what is ill from the start shows here, and they measure the cost
-FIRST_REST = 5  # ordinary steps after them, to know what a step costs without a reading
-AIM = 0.8  # of the budget; the rest is left for the error of the cost's own measurement
+TIMED = 2  # steps after the first reading whose time is taken; later it is one
+AGAIN = 8  # steps read in a row, and as many looks after them, to make sure of a layer that seems dead
 SNAPSHOT_BYTES = 256 * 2**20  # of weights kept for replays, where a loss function is given
-LONGEST_WAIT = 1000  # steps between probes, whatever one costs: a run of any length is read now and then
 
 
 class watch:
@@ -77,24 +73,32 @@ class watch:
         self._budget = budget
         self._autopilot = None if heal is False else Autopilot(model, optimizer, loss, heal)
         self._done: Sequence[Action] = self._autopilot.actions if self._autopilot is not None else ()
-        self._journal = Journal(journal) if journal is not None else None
+        self._journal = None
         self._begin()
+        if journal is not None and (self._recorder.ranks is None or self._recorder.ranks.first):
+            self._journal = Journal(journal)
         self._finished = False
         self._retired = False
-        self._ordinary: deque[float] = deque(maxlen=64)  # seconds of the latest steps that were not read
-        self._cost = 0.0  # seconds one probe adds, smoothed
-        self._spent = 0.0
-        self._last = time.perf_counter()
-        self._armed = self._due = False  # something is on for the next pass; it is to be read, not only kept
+        self._pace = Pace(budget)
+        self._began, self._healing = clock(), 0.0
         self._arm()
 
     def _begin(self, *, resumed: bool = False) -> None:
         """Begin a recording of the network as it is now."""
         model, optimizer, loss = self._model, self._optimizer, self._loss
         self._recorder = Recorder(model, optimizer, loss, resumed=resumed)
+        self._recorder.keep_inputs()
         self._start = _snapshot(model) if loss is not None and optimizer is not None else None
         self._rates = [float(group.get("lr", 0.0)) for group in optimizer.param_groups] if optimizer else []
-        self._written = self._next = 0
+        self._written = 0
+        self._next_reading = self._next_look = 0
+        self._look_steps = self._recorder.look_steps
+        self._timed = 0  # up to here steps are timed, to know what one costs that is not read
+        self._armed = self._reads = False  # something is on for the next pass; it is to be read
+        self._suspects = False  # a layer was silent in the newest reading, and may be dead
+        self._again = 0  # times in a row that a reading was asked for because of it
+        self._alarms: dict[tuple[str, str], Alarm] = {}
+        self._judged = 0  # losses that were looked at
 
     def __enter__(self) -> watch:
         return self
@@ -107,48 +111,99 @@ class watch:
 
     def step(self, loss: Tensor | float | None = None) -> None:
         """Count one optimizer step; call it after `optimizer.step()`, before the gradients are cleared."""
-        if self._retired:
-            return
-        now = time.perf_counter()
-        spent, self._last = now - self._last, now
-        if self._armed:
-            self._guarded(self._collect, loss, spent, now)
-            if self._autopilot is not None:
-                self._guarded(self._heal, self._autopilot)
-            self._guarded(self._arm)
-            return
-        self._recorder.count(loss)
-        self._ordinary.append(spent)
-        if self._recorder.step >= self._next:
-            self._guarded(self._arm)
+        self._left -= 1
+        if self._left > 0:  # an ordinary step: all that it costs is here
+            if self._direct:
+                try:
+                    self._pending.append(loss.item())  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+                    return
+                except (AttributeError, RuntimeError):  # no tensor this time, or not one number
+                    pass
+            self._recorder.count(loss)
+        elif not self._retired:
+            self._guarded(self._read if self._armed else self._look, loss)
 
-    def _collect(self, loss: Any, spent: float, started: float) -> None:
-        if self._recorder.collect(loss) is None:
-            if not self._due:
-                self._ordinary.append(spent)
-            return  # kept for the closing reading; or no pass in training mode, and the next step is tried
-        own = time.perf_counter() - started
-        usual = median(self._ordinary) if self._ordinary else 0.0
-        extra = own + (max(0.0, spent - usual) if usual else 0.0)
-        self._cost = extra if not self._cost else 0.7 * self._cost + 0.3 * min(extra, 4 * self._cost)
-        self._spent += extra
-        done = self._recorder.step
-        if done < FIRST_STEPS:
-            wait = 1
-        elif not usual:
-            wait = FIRST_REST
+    def _read(self, loss: Any) -> None:
+        """After a step for which something was on."""
+        ended = clock()
+        recorder, pace = self._recorder, self._pace
+        spent = None if recorder.began is None else ended - recorder.began
+        reading = recorder.collect(loss)
+        if reading is not None:
+            self._judge(recorder.look())
+            if self._journal is not None:
+                self._write()
+            pace.read(spent or 0.0, clock() - ended)
+            self._look_steps = recorder.look_steps
+            self._next_look = recorder.step + self._look_steps
+            self._timed = recorder.step + (1 if pace.usual else TIMED)
+            if not 0 < self._again <= AGAIN:
+                self._next_reading = recorder.step - 1 + pace.wait(recorder.step)
+            if recorder.ranks is not None:
+                self._next_reading, self._look_steps = recorder.ranks.agreed(self._next_reading, self._look_steps)
+                self._next_look = recorder.step + self._look_steps
         else:
-            wait = min(max(1, math.ceil(self._cost / (AIM * self._budget * usual))), LONGEST_WAIT)
-        self._next = done - 1 + wait
-        if self._journal is not None:
-            self._write()
-        self._last = time.perf_counter()
+            if spent is not None and not self._reads:
+                pace.ordinary(spent)
+            self._look_if_due()
+        if self._autopilot is not None:
+            before = clock()
+            self._guarded(self._heal, self._autopilot)
+            self._healing += clock() - before
+        self._arm()
+
+    def _look(self, loss: Any) -> None:
+        """After an ordinary step, when it is time to see what stands still, or to have the next step read."""
+        started = clock()
+        recorder = self._recorder
+        recorder.count(loss)
+        self._look_if_due()
+        if recorder.step < self._next_reading and not recorder.wants_targets:
+            self._left = min(self._next_reading, self._next_look) - recorder.step
+        else:
+            self._arm()
+        self._pace.look(clock() - started)
+
+    def _look_if_due(self) -> None:
+        recorder = self._recorder
+        if recorder.step >= self._next_look:
+            self._next_look = recorder.step + self._look_steps
+            still = recorder.look()
+            if still or self._suspects or recorder.lost:
+                self._judge(still)
+
+    def _judge(self, still: bool) -> None:
+        """Sound an alarm, or see to it that what may be one is read in the next step."""
+        recorder = self._recorder
+        recorder.flush()
+        self._suspects = False
+        for site in recorder.sites.values():
+            if ("dead", site.name) not in self._alarms and closed(recorder.readings, site):
+                alarm = dead_layer(recorder.readings, site, recorder.step)
+                self._suspects |= alarm is None
+                self._sound(alarm)
+        if ("non_finite", "") not in self._alarms:
+            self._sound(not_finite(recorder.losses[self._judged :], self._judged))
+        self._judged = len(recorder.losses)
+        self._again = self._again + 1 if still or self._suspects else 0
+        if 0 < self._again <= AGAIN:
+            self._next_reading = recorder.step
+
+    def _sound(self, alarm: Alarm | None) -> None:
+        if alarm is not None:
+            self._alarms[alarm.kind, alarm.site] = alarm
+            self._recorder.keep_inputs()  # the inputs may be what killed the layer: the closing reading wants new ones
+            if self._recorder.ranks is None or self._recorder.ranks.first:
+                log.warning("relume: %s", alarm)
 
     def _arm(self) -> None:
-        self._due = self._recorder.step >= self._next
-        self._armed = self._due or not self._recorder.keeps_enough or self._recorder.window is not None
+        recorder = self._recorder
+        self._reads = recorder.step >= self._next_reading
+        self._armed = self._reads or recorder.step < self._timed or recorder.wants_targets
         if self._armed:
-            self._recorder.arm(read=self._due)
+            recorder.arm(read=self._reads)
+        self._left = 1 if self._armed else max(1, min(self._next_reading, self._next_look) - recorder.step)
+        self._pending, self._direct = recorder.pending, recorder.direct
 
     def _heal(self, autopilot: Autopilot) -> None:
         """Let the autopilot look; where it changed the network, what was read before is of another one."""
@@ -164,9 +219,7 @@ class watch:
                 self._journal.close()
                 self._journal = Journal(self._journal.path)
         if self._autopilot is not None:
-            self._next = min(self._next, max(self._autopilot.due, self._recorder.step))
-        self._spent += time.perf_counter() - self._last
-        self._last = time.perf_counter()
+            self._next_reading = min(self._next_reading, max(self._autopilot.due, self._recorder.step))
 
     # the recording ------------------------------------------------------------------------------------------------
 
@@ -174,6 +227,11 @@ class watch:
     def actions(self) -> tuple[Action, ...]:
         """What was done about the network so far, with `heal`."""
         return tuple(self._done)
+
+    @property
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Layers found dead while the run goes on, and a loss that is no longer finite; each was also logged, once."""
+        return tuple(self._alarms.values())
 
     @property
     def latest(self) -> Reading | None:
@@ -194,17 +252,19 @@ class watch:
 
     def _recording(self, *, closing: bool) -> Recording:
         recording = self._recorder.recording(finished=self._finished, closing=closing, proofs=closing)
-        return replace(recording, watch_share=self._spent / max(recording.seconds, 1e-9))
+        return replace(recording, watch_share=(self._pace.spent + self._healing) / max(clock() - self._began, 1e-9))
 
     def _write(self, *, closing: bool = False) -> None:
         if self._journal is not None:
             recording = self._recording(closing=closing)
-            self._journal.add(recording, recording.readings[self._written :])
-            self._written = len(self._recorder.readings)
+            self._journal.add(recording, [r for r in recording.readings if r.step >= self._written])
+            self._written = self._recorder.step
 
     def _close(self, finished: bool) -> None:
-        self._recorder.disarm()
+        self._recorder.stop()
         self._finished = finished
+        if finished:
+            self._recorder.close()
         if self._journal is not None:
             self._write(closing=True)
             self._journal.close()
@@ -232,7 +292,7 @@ class watch:
             act(*args)
         except Exception as error:
             self._retired = True
-            self._recorder.disarm()
+            self._recorder.stop()
             self._recorder.note = f"the watch stopped at step {self._recorder.step}: {type(error).__name__}: {error}"
             log.warning("relume: %s; training goes on unwatched", self._recorder.note, exc_info=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,40 @@ def trailing(holds: NDArray[np.bool_], readings: list[SiteReading]) -> tuple[NDA
     length = np.where(broken.any(axis=0), broken.argmax(axis=0), len(holds))
     seen = np.concatenate([[0.0], np.cumsum([float(r.samples) for r in reversed(readings)])])
     return len(holds) - length, seen[length]
+
+
+class Silence(NamedTuple):
+    """How long the units of a site have been silent up to the last reading, one entry per unit."""
+
+    start: NDArray[np.int64]  # the first reading of that silence; the number of readings where there is none
+    since: NDArray[np.int64]  # the step from which it holds
+    samples: NDArray[np.float64]  # on which the unit did not fire: those read, or those of the steps without gradient
+
+
+def silence(steps: NDArray[np.int64], readings: list[SiteReading]) -> Silence:
+    """What readings and standstill together say of units that are silent in the last of these readings.
+
+    A unit that got a gradient between two readings was alive there, though it was silent in both. One that stood still
+    was silent on all samples of those steps, as far back as it was not seen to fire: before that, no gradient came for
+    another reason.
+    """
+    last = readings[-1]
+    start, samples = trailing(np.array([read.silent for read in readings]), readings)
+    alive = np.where(start > 0, steps[np.maximum(start, 1) - 1], -1)  # the last step known to be before the silence
+    if last.moved is not None:
+        moved = last.moved.astype(np.int64)
+        start = np.maximum(start, np.searchsorted(steps, moved))
+        alive = np.maximum(alive, moved - 1)
+        read = np.concatenate([np.cumsum([float(r.samples) for r in reversed(readings)])[::-1], [0.0]])
+        samples = read[start]
+    first = steps[np.minimum(start, len(steps) - 1)]
+    if last.idle is None or last.idle_samples is None:
+        return Silence(start, first, samples)
+    idle = last.idle.astype(np.int64)
+    counted = last.idle_samples * np.minimum(1.0, (steps[-1] - alive) / np.maximum(idle, 1))
+    stood = np.maximum(steps[-1] + 1 - idle, alive + 1)
+    since = np.where((idle > 0) & (alive >= 0), np.minimum(stood, first), first)
+    return Silence(start, since, np.where(last.silent, np.maximum(samples, counted), samples))
 
 
 def flat_level(site: Site) -> float | None:

@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from relume.activations import ACTIVATIONS
 from relume.recording import Recording, Site, SiteReading
-from relume.symptoms.evidence import by_progress, enough, flat_level, from_birth, trailing, unit_sites
+from relume.symptoms.evidence import (
+    by_progress,
+    enough,
+    flat_level,
+    from_birth,
+    silence,
+    trailing,
+    unit_sites,
+)
 from relume.symptoms.record import (
     BORN_EXCESS,
     CLOSED_SITE,
@@ -34,8 +42,7 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
     total = sum(site.units for site, _, _ in sites if ACTIVATIONS[site.activation].can_die)
     counted = gone = 0
     for site, steps, readings in sites:
-        silent = np.array([r.silent for r in readings])
-        start, samples = trailing(silent, readings)
+        start, dates, samples = silence(steps, readings)
         dead = enough(samples) & (start < len(readings))
         expected = _expected_share(recording, site, samples)
         born = dead & (start == 0) & from_birth(recording, steps)
@@ -46,7 +53,7 @@ def find_dead(recording: Recording) -> Iterator[Symptom]:
                 continue
             share = float(units.mean())
             all_dead = float(dead.mean())
-            since = steps[start[units]]
+            since = dates[units]
             found.append(
                 Symptom(
                     kind="dead",

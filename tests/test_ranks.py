@@ -1,0 +1,69 @@
+"""Two processes train one network under DDP: one report, and dead is what is dead on both."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from relume.watch import watch
+
+STEPS, WIDTH = 150, 32
+ON_BOTH, ON_FIRST = range(8), range(8, 16)  # units that never fire on either rank, and only on the second
+
+
+def train(rank: int, ranks: int, folder: str, watched: bool) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet{watched}", rank=rank, world_size=ranks)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    first = nn.Linear(9, WIDTH)
+    with torch.no_grad():
+        first.bias[list(ON_BOTH)] = -50.0
+        first.bias[list(ON_FIRST)] = -50.0
+        first.weight[:, 8] = 0.0
+        first.weight[list(ON_FIRST), 8] = 100.0  # opens where the last feature is one: on the second rank
+    model = DistributedDataParallel(nn.Sequential(first, nn.ReLU(), nn.Linear(WIDTH, 2)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    random = torch.Generator().manual_seed(rank)
+    watching = watch(model, optimizer, budget=0.05 * (1 + rank)) if watched else None  # they would choose differently
+    for _ in range(STEPS):
+        x = torch.randn(32, 9, generator=random)
+        y = (x[:, 0] > 0).long()
+        x[:, 8] = float(rank)
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if watching is not None:
+            watching.step(loss)
+    found: dict[str, Any] = {"weights": [p.tolist() for p in model.parameters()]}
+    if watching is not None:
+        watching.__exit__(None, None, None)
+        report = watching.report()
+        found["note"] = report.recording.note
+        found["dead"] = [list(s.units) for s in report.symptoms if s.kind == "dead"]
+        found["steps"] = [r.step for r in report.recording.readings]
+        found["samples"] = [r.sites["module.1"].samples for r in report.recording.readings]
+    Path(folder, f"{watched}{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def test_dead_is_what_is_dead_on_every_rank(tmp_path: Path) -> None:
+    """Both ranks name the same units, read the same steps and end with the weights of an unwatched run."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    for watched in (False, True):
+        spawn(train, args=(2, str(tmp_path), watched), nprocs=2)
+    plain = json.loads((tmp_path / "False0.json").read_text())
+    first, second = (json.loads((tmp_path / f"True{rank}.json").read_text()) for rank in range(2))
+    assert not first["note"] and not second["note"]
+    assert first["dead"] == second["dead"] == [list(ON_BOTH)]
+    assert first["steps"] == second["steps"] and first["samples"][0] == 64
+    assert first["weights"] == second["weights"] == plain["weights"]
