@@ -524,3 +524,23 @@ def test_what_is_kept_of_a_long_run_stays_small() -> None:
         assert recorder.losses.itemsize == 8 and recorder.step == 10_000
     steps = [reading.step for reading in watch.recording.readings]
     assert steps[0] == 0 and max(b - a for a, b in pairwise(steps)) < 1500
+
+
+def test_a_loop_that_fills_the_same_buffers_again_is_read_as_it_was() -> None:
+    """What is kept of a batch is a copy: the loop may overwrite its own tensors with the next one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    x, y = torch.empty(32, 8), torch.empty(32, dtype=torch.long)
+    with relume.watch(model, optimizer, loss=nn.functional.cross_entropy) as watch:
+        for _ in range(40):
+            x.normal_()
+            y.random_(2)
+            value = nn.functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            watch.step(value)
+    assert watch.recording.distinct_samples is None or watch.recording.distinct_samples >= 64
+    firsts = [input[0] for input, _ in watch._recorder.first]
+    assert len(firsts) > 1 and not torch.equal(firsts[0], firsts[1])

@@ -211,9 +211,9 @@ class Recorder:
         if self._hooks and self._finder is not None and (target := self._finder.end(loss)) is not None and self.kept:
             pair = _as_input(*self.kept[-1]), target
             if self._wants_first:
-                self.first.append(pair)
+                self.first.append(_own(pair))
             if self.window is not None:  # copies: a loop may fill the same tensors again
-                self.window.append(tree_map_only(Tensor, lambda t: t.detach().clone(), pair))
+                self.window.append(_own(pair))
         self.count(loss)
         if probe is not None and self._error is None and probe.trace.error is None:
             reading = probe.reading(loss, self._optimizer)
@@ -311,7 +311,7 @@ class Recorder:
         self._full = self._full or size + self._kept_bytes > KEPT_BYTES
         if size > KEPT_BYTES or not samples:
             return samples
-        self.kept.append((args, dict(kwargs)))
+        self.kept.append(_own((args, dict(kwargs))))
         self._extents.append((samples, size))
         self._kept_samples += samples
         self._kept_bytes += size
@@ -465,6 +465,11 @@ def _distinct(kept: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> int:
         ]
         seen.update(hash(b"".join(part[row].tobytes() for part in parts)) for row in range(samples))
     return len(seen)
+
+
+def _own(value: Any) -> Any:
+    """Copies of the tensors in it: a loop may fill the same buffers with its next batch."""
+    return tree_map_only(Tensor, lambda t: t.detach().clone(), value)
 
 
 def _as_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -213,6 +213,13 @@ class watch:
             self._autopilot, changed = None, False
             self._recorder.window = None
             log.warning("relume: the autopilot stopped at step %d: %s", self._recorder.step, error)
+        except Exception as error:  # the network or the loss does not bear what a trial does with it
+            self._autopilot, changed = None, False
+            self._recorder.window = None
+            kind = type(error).__name__
+            log.warning(
+                "relume: the autopilot stopped at step %d: %s: %s", self._recorder.step, kind, error, exc_info=True
+            )
         if changed:
             self._begin(resumed=True)
             if self._journal is not None:
