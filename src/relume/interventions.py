@@ -164,7 +164,8 @@ def _compared(
     """What each replay shows of this complaint; a stuck loss is measured by the furthest that any brought it."""
     control = outcomes[0][1]
     outputs = {site.name for site in recording.sites if site.output}
-    bar = run_level(recording) if any(s.kind == "not_learning" and not s.site for s in group) else math.inf
+    judged = any(s.at_worst is not None or (s.kind == "not_learning" and not s.site) for s in group)
+    bar = run_level(recording) if judged else math.inf
     worth = WORTH if recording.reach is not None and recording.reach.constant else 0.0  # losses are in other units
     better = [change is not None and _is_lower(r.losses, control.losses, bar, worth) for change, r in outcomes]
     levels = [_level(r.losses) for _, r in outcomes]
@@ -253,7 +254,8 @@ def _steps(recording: Recording, scene: Scene, symptoms: tuple[Symptom, ...]) ->
     input = split(scene.batches[0])[0]
     size = next((len(t) for t in tensors(input) if t.dim()), 1)
     longest = min(LONGEST_OF_SINGLES, max(LONGEST_REPLAY, REPLAY_SAMPLES // max(1, size)))
-    if is_of_the_loss(symptoms):
+    missed = any(s.at_worst is not None and s.severity != "note" for s in symptoms)  # if a loss falls further without
+    if missed or is_of_the_loss(symptoms):
         return min(longest, max(REPLAY_STEPS, recording.steps))
     seen = [s.evidence.get("median_step", float(s.since)) - scene.step for s in symptoms if s.severity != "note"]
     wanted = max(REPLAY_STEPS, int(1.2 * max(seen, default=0.0)) + 20)
