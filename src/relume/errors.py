@@ -25,6 +25,9 @@ class RemedyError(RelumeError):
     """A remedy that is unknown, or that cannot be applied to this network; the message says why."""
 
 
+NOTHING_TO_DO = "has nothing to do"  # what a RemedyError says where there is no illness of the remedy's kind
+
+
 class JournalError(RelumeError):
     """A journal file that cannot be read or written."""
 

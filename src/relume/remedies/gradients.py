@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
-from relume.errors import RemedyError
+from relume.errors import NOTHING_TO_DO, RemedyError
 from relume.nested import call
 from relume.remedies.record import Edit, Network, require_optimizer
 from relume.sites import undisturbed
@@ -89,7 +89,7 @@ def train_all(network: Network) -> Edit:
     missing = {n: p for n, p in network.model.named_parameters() if p.requires_grad and id(p) not in known}
     if not missing:
         raise RemedyError(
-            "train_all has nothing to do: the optimizer drives every parameter that wants a gradient.\n"
+            f"train_all {NOTHING_TO_DO}: the optimizer drives every parameter that wants a gradient.\n"
             "Frozen parameters stay frozen; set requires_grad to train them."
         )
     register(optimizer, missing, None)
@@ -151,7 +151,7 @@ def keep_gradient(network: Network) -> Edit:
         call(network.model, network.example)
     if not seen.found:
         raise RemedyError(
-            "keep_gradient has nothing to do: the network's code detaches nothing that had a gradient.\n"
+            f"keep_gradient {NOTHING_TO_DO}: the network's code detaches nothing that had a gradient.\n"
             "Look for torch.no_grad, .data and .numpy in its forward, and for parameters without requires_grad."
         )
     hook = KeepGradient()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relume.errors import RemedyError
+from relume.errors import NOTHING_TO_DO, RemedyError
 from relume.grafts import graft
 from relume.remedies.record import Edit, Network, nothing_fits, wiring_of
 from relume.wiring import outputs
@@ -54,7 +54,7 @@ def scale_targets(network: Network) -> Edit:
     std = torch.where(std > 1e-6 * (mean.abs() + y.abs().amax(0)), std, 1.0)
     if bool(((mean.abs() < 0.5) & (std > 0.5) & (std < 2)).all()):
         raise RemedyError(
-            "scale_targets has nothing to do: every target has a mean near 0 and a standard deviation near 1.\n"
+            f"scale_targets {NOTHING_TO_DO}: every target has a mean near 0 and a standard deviation near 1.\n"
             "Targets in units of their own are what it is for."
         )
     like = next(model.parameters())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from relume.errors import RemedyError
+from relume.errors import NOTHING_TO_DO, RemedyError
 from relume.remedies.record import Edit, Network, by_unit, nothing_fits, require_optimizer, wiring_of
 from relume.surgery import forget
 from relume.wiring import follow
@@ -47,7 +47,7 @@ def no_weight_decay(network: Network) -> Edit:
             group["weight_decay"] = 0.0
     if not changes:
         raise RemedyError(
-            "no_weight_decay has nothing to do: no parameter group has weight decay.\n"
+            f"no_weight_decay {NOTHING_TO_DO}: no parameter group has weight decay.\n"
             "A penalty that is part of the loss is out of its reach."
         )
     return Edit(changes=changes, keeps_function=True)

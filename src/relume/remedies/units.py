@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from relume.activations import ACTIVATIONS
-from relume.errors import RemedyError, SiteError
+from relume.errors import NOTHING_TO_DO, RemedyError, SiteError
 from relume.initialise import fans_of, gain_of
 from relume.recording import Site
 from relume.remedies.record import Edit, Network, by_unit, nothing_fits, wiring_of
@@ -98,7 +98,7 @@ def _no_dead_units(network: Network, what: str) -> RemedyError:
         )
     how = "none were named" if network.dead is not None else "no unit is dead on the sample inputs"
     return RemedyError(
-        f"{what} has nothing to do: {how}.\n"
+        f"{what} {NOTHING_TO_DO}: {how}.\n"
         f"With fewer than {ENOUGH_SAMPLES} samples only units far from firing count as dead."
     )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from relume.errors import RemedyError, TrialError
+from relume.errors import NOTHING_TO_DO, RemedyError, TrialError
 from relume.randomness import one_thread
 from relume.report.results import Report, Trial
 from relume.report.words import remedy as remedy_words
@@ -67,12 +67,15 @@ def trial(
         print(result.winner, result.arm("prelu").because)
 
     Raises TrainingError when the training cannot run at all, RemedyError for an unknown remedy, TrialError when the
-    untreated network fails. A remedy that cannot be applied is no error: its arm says why.
+    untreated network fails. A remedy that cannot be applied is no error: its arm says why,
+    unless nobody asked for it and it has nothing to do here.
     """
     chosen = [_remedy(remedy) for remedy in (default_remedies(report) if remedies is None else _listed(remedies))]
     _require_distinct([remedy.name for remedy in chosen])
     treatments = {remedy.name: partial(apply_remedy, remedy) for remedy in chosen}
     result = run_trial(training, treatments, seed_list(seeds), steps, engine, on_progress, early=early)
+    if remedies is None:  # nobody asked for those
+        result = replace(result, arms=tuple(arm for arm in result.arms if NOTHING_TO_DO not in arm.failure))
     best = next((remedy for remedy in chosen if remedy.name == result.winner), None)
     return result if best is None else replace(result, code=best.code)
 
