@@ -1,4 +1,4 @@
-"""Two processes train one network under DDP: one report, and dead is what is dead on both."""
+"""Several processes train one network under DDP: one report, and dead is what is dead on all of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from relume.watch import watch
 
 STEPS, WIDTH = 150, 32
-ON_BOTH, ON_FIRST = range(8), range(8, 16)  # units that never fire on either rank, and only on the second
+ON_ALL, ON_FIRST = range(8), range(8, 16)  # units that never fire on any rank, and on the last only
 
 
 def train(rank: int, ranks: int, folder: str, watched: bool) -> None:
@@ -26,10 +27,10 @@ def train(rank: int, ranks: int, folder: str, watched: bool) -> None:
     torch.manual_seed(0)
     first = nn.Linear(9, WIDTH)
     with torch.no_grad():
-        first.bias[list(ON_BOTH)] = -50.0
+        first.bias[list(ON_ALL)] = -50.0
         first.bias[list(ON_FIRST)] = -50.0
         first.weight[:, 8] = 0.0
-        first.weight[list(ON_FIRST), 8] = 100.0  # opens where the last feature is one: on the second rank
+        first.weight[list(ON_FIRST), 8] = 100.0  # opens where the last feature is one: on the last rank
     model = DistributedDataParallel(nn.Sequential(first, nn.ReLU(), nn.Linear(WIDTH, 2)))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     random = torch.Generator().manual_seed(rank)
@@ -37,7 +38,7 @@ def train(rank: int, ranks: int, folder: str, watched: bool) -> None:
     for _ in range(STEPS):
         x = torch.randn(32, 9, generator=random)
         y = (x[:, 0] > 0).long()
-        x[:, 8] = float(rank)
+        x[:, 8] = float(rank == ranks - 1)
         loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
@@ -56,14 +57,16 @@ def train(rank: int, ranks: int, folder: str, watched: bool) -> None:
     dist.destroy_process_group()
 
 
-def test_dead_is_what_is_dead_on_every_rank(tmp_path: Path) -> None:
-    """Both ranks name the same units, read the same steps and end with the weights of an unwatched run."""
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_dead_is_what_is_dead_on_every_rank(ranks: int, tmp_path: Path) -> None:
+    """All ranks name the same units, read the same steps and end with the weights of an unwatched run."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     for watched in (False, True):
-        spawn(train, args=(2, str(tmp_path), watched), nprocs=2)
+        spawn(train, args=(ranks, str(tmp_path), watched), nprocs=ranks)
     plain = json.loads((tmp_path / "False0.json").read_text())
-    first, second = (json.loads((tmp_path / f"True{rank}.json").read_text()) for rank in range(2))
-    assert not first["note"] and not second["note"]
-    assert first["dead"] == second["dead"] == [list(ON_BOTH)]
-    assert first["steps"] == second["steps"] and first["samples"][0] == 64
-    assert first["weights"] == second["weights"] == plain["weights"]
+    found = [json.loads((tmp_path / f"True{rank}.json").read_text()) for rank in range(ranks)]
+    for one in found:
+        assert not one["note"]
+        assert one["dead"] == [list(ON_ALL)]
+        assert one["steps"] == found[0]["steps"] and one["samples"][0] == 32 * ranks
+        assert one["weights"] == plain["weights"]

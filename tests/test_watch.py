@@ -459,6 +459,37 @@ def test_a_layer_that_dies_is_told_within_sixty_steps(
     assert symptom.share == 1.0 and 130 <= symptom.since <= 190
 
 
+@pytest.mark.parametrize("way", ["scaled", "autocast", "clipped", "accumulated"])
+def test_a_death_is_told_however_the_step_is_made(way: str) -> None:
+    """Under a gradient scaler, bfloat16 autocast, clipping and accumulation: no alarm before, one within 60 steps."""
+    model, middle = plain()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    scaler = torch.amp.GradScaler("cpu", enabled=way == "scaled", init_scale=2.0**10)
+    generator = torch.Generator().manual_seed(1)
+    parts = 2 if way == "accumulated" else 1
+    with relume.watch(model, optimizer) as watch:
+        for step in range(190):
+            if step == 130:
+                assert not watch.alarms
+                with torch.no_grad():
+                    middle.bias.sub_(100.0)
+            optimizer.zero_grad()
+            loss = torch.zeros(())
+            for _ in range(parts):
+                x = torch.randn(32, 8, generator=generator)
+                with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+                    loss = F.cross_entropy(model(x), (x[:, 0] > 0).long()) / parts
+                scaler.scale(loss).backward()
+            if way == "clipped":
+                nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            scaler.step(optimizer)
+            scaler.update()
+            watch.step(loss)
+    (alarm,) = watch.alarms
+    assert alarm.site == "3" and alarm.units == 16 and 130 <= alarm.since <= alarm.step <= 190
+    assert watch.recording.finished and not watch.recording.note
+
+
 def test_a_layer_born_dead_is_told_at_once() -> None:
     """The alarm says from the start, and comes as soon as a hundred samples were seen."""
     model, _ = plain(-100.0)
