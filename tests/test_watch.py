@@ -500,6 +500,33 @@ def test_a_layer_born_dead_is_told_at_once() -> None:
     assert "are dead from the start" in str(alarm) and alarm.step <= 12
 
 
+def test_layers_that_die_together_are_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """An alarm for each layer, and one line for all; a diagnosis, which reports in the end, logs none."""
+
+    def shut() -> nn.Module:
+        torch.manual_seed(0)
+        layers = [part for _ in range(6) for part in (nn.Linear(8, 8), nn.ReLU())]
+        for layer in layers[::2]:
+            nn.init.constant_(layer.get_parameter("bias"), -50.0)
+        return nn.Sequential(*layers, nn.Linear(8, 2))
+
+    model = shut()
+    optimizer = torch.optim.Adam(model.parameters())
+    with caplog.at_level(logging.WARNING, "relume"):
+        with relume.watch(model, optimizer) as watch:
+            loop(model, optimizer, 60, watch)
+        assert len(watch.alarms) == 6
+        (line,) = [r.message for r in caplog.records]
+        assert "all units of layer 0, layer 2, layer 4, layer 6 and 2 more are dead from the start" in line
+        caplog.clear()
+        x = torch.randn(64, 8)
+        relume.diagnose(
+            relume.Training(model=shut, optimizer=torch.optim.Adam, loss=F.mse_loss, batches=[(x, x[:, :2])], steps=60),
+            replays=False,
+        )
+        assert not caplog.records
+
+
 def test_a_loss_that_is_not_finite_is_told() -> None:
     """The alarm carries the first such step; later ones are not told again."""
     model, _ = plain()

@@ -17,6 +17,7 @@ from relume.symptoms import CLOSED_SAMPLES, CLOSED_SITE, ENOUGH_SAMPLES
 from relume.symptoms.evidence import silence
 
 TOGETHER = 32  # readings looked back on
+SHOWN = 4  # names of layers in one line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,19 @@ class Alarm:
         which = f"all {self.of}" if self.units == self.of else f"{self.units} of {self.of}"
         since = f"since step {self.since}" if self.since else "from the start"
         return f"step {self.step}: {which} units of {layer_name(self.layer)} are dead {since}"
+
+
+def told(alarms: Sequence[Alarm]) -> list[str]:
+    """What was found at one step, one line for all dead layers."""
+    dead = [alarm for alarm in alarms if alarm.kind == "dead"]
+    lines = [str(alarm) for alarm in alarms if alarm.kind != "dead" or len(dead) == 1]
+    if len(dead) > 1:
+        names = [layer_name(alarm.layer) for alarm in dead]
+        rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        since = min(alarm.since for alarm in dead)
+        since = f"since step {since}" if since else "from the start"
+        lines.append(f"step {dead[0].step}: all units of {', '.join(names[:SHOWN])}{rest} are dead {since}")
+    return lines
 
 
 def closed(readings: Sequence[Reading], site: Site) -> bool:

@@ -48,6 +48,7 @@ def diagnose(training: Training, steps: int | None = None, seed: int = 0, *, rep
         copied = fresh(training)
         model, optimizer = build(copied, seed)
         watching = watch(model, optimizer, budget=DIAGNOSING)
+        watching.logs_alarms = False  # the report tells
         snapshots = Snapshots(model, optimizer, lambda: watching.latest)
         try:
             with watching:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from relume.actions import Action
-from relume.alarms import Alarm, closed, dead_layer, not_finite
+from relume.alarms import Alarm, closed, dead_layer, not_finite, told
 from relume.autopilot import Autopilot
 from relume.errors import RelumeError
 from relume.interventions import report_on, scene_from
@@ -97,6 +97,7 @@ class watch:
         self._armed = self._reads = False  # something is on for the next pass; it is to be read
         self._suspects = False  # a layer was silent in the newest reading, and may be dead
         self._again = 0  # times in a row that a reading was asked for because of it
+        self.logs_alarms = True  # on the logger "relume", as soon as there is one
         self._alarms: dict[tuple[str, str], Alarm] = {}
         self._judged = 0  # losses that were looked at
 
@@ -177,6 +178,7 @@ class watch:
         recorder = self._recorder
         recorder.flush()
         self._suspects = False
+        before = len(self._alarms)
         for site in recorder.sites.values():
             if ("dead", site.name) not in self._alarms and closed(recorder.readings, site):
                 alarm = dead_layer(recorder.readings, site, recorder.step)
@@ -184,6 +186,9 @@ class watch:
                 self._sound(alarm)
         if ("non_finite", "") not in self._alarms:
             self._sound(not_finite(recorder.losses[self._judged :], self._judged))
+        if self.logs_alarms and (recorder.ranks is None or recorder.ranks.first):
+            for line in told(list(self._alarms.values())[before:]):
+                log.warning("relume: %s", line)
         self._judged = len(recorder.losses)
         self._again = self._again + 1 if still or self._suspects else 0
         if 0 < self._again <= AGAIN:
@@ -193,8 +198,6 @@ class watch:
         if alarm is not None:
             self._alarms[alarm.kind, alarm.site] = alarm
             self._recorder.keep_inputs()  # the inputs may be what killed the layer: the closing reading wants new ones
-            if self._recorder.ranks is None or self._recorder.ranks.first:
-                log.warning("relume: %s", alarm)
 
     def _arm(self) -> None:
         recorder = self._recorder
