@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import relume
 from relume.actions import Action, Attempt, told
 from relume.adoption import Twin
-from relume.autopilot import FIRST_LOOK, GUARD_STEPS, Autopilot, _falls, _Guard
+from relume.autopilot import FIRST_LOOK, GUARD_STEPS, Autopilot, _falls, _Guard, _helps
 from relume.demo import digits
 from relume.errors import RemedyError, TrainingError, TrialError
 from relume.journal import read_journal
@@ -28,6 +28,7 @@ from relume.remedies import Edit, Network, Remedy
 from relume.report.html import render
 from relume.report.markup import t
 from relume.report.results import Page
+from relume.verdicts import Arm, Run
 
 cross_entropy = nn.functional.cross_entropy
 (IMAGES, LABELS), (HELD_OUT, TRUTH) = digits()
@@ -494,3 +495,23 @@ def test_the_guide_tells_what_was_measured() -> None:
     page = (root / "docs/guide/your-loop.md").read_text()
     assert f"| watched | {' | '.join(f'{n} %' for n in without)} |" in page
     assert f"| watched with `heal=True` | {' | '.join(f'{n} %' for n in healed)} |" in page
+
+
+def test_a_remedy_that_gains_next_to_nothing_is_not_adopted() -> None:
+    """It must take a hundredth off the loss of now and of the untreated copies, whatever the trial has proven."""
+
+    def runs(loss: float, burden: float = 0.5) -> list[Run]:
+        return [Run(arm="", seed=seed, score=-loss, burden=burden) for seed in range(3)]
+
+    def arm(loss: float, burden: float = 0.5, verdict: Any = "eased") -> Arm:
+        return Arm(
+            name="", verdict=verdict, symptoms=(), scores=(-loss,) * 3, difference=None, cost=None,
+            runs=tuple(runs(loss, burden)),
+        )  # fmt: skip
+
+    assert _helps(arm(2.0), runs(2.3), [-2.3])
+    assert not _helps(arm(2.299), runs(2.3), [-2.3])
+    assert not _helps(arm(2.0), runs(2.3), [-2.0])  # the loop itself was there already
+    assert not _helps(arm(2.0, burden=0.6), runs(2.3), [-2.3])
+    assert not _helps(arm(2.0, verdict="no_effect"), runs(2.3), [-2.3])
+    assert _helps(arm(2.0), runs(float("nan")), [float("nan")])  # anything is better than a network that is NaN

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 import relume
 import relume.nn
 from relume.diagnosis import REMEDIES_FOR, Experiment, likeliest_cause
-from relume.interventions import CHANGES, Scene, replay
+from relume.interventions import CHANGES, Scene, _is_lower, replay
 from relume.recording import Recording
 from relume.remedies import REMEDIES, find_remedy
 from relume.report import words
@@ -110,6 +113,16 @@ def test_a_gradient_that_stops_in_the_middle_is_named() -> None:
     assert report.diagnoses[0].cause == "no_gradient" and suspects, str(report)
 
 
+def loop(watch: Any, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Any, data: Any) -> None:
+    """One pass over the data, the way people write it."""
+    for x, y in data:
+        value = loss(model(x), y)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        watch.step(value)
+
+
 def test_a_watched_loop_replays_too_when_it_is_given_the_loss() -> None:
     """With the loss function the watch finds the target of each step, and replays the start on copies."""
     torch.manual_seed(0)
@@ -118,12 +131,7 @@ def test_a_watched_loop_replays_too_when_it_is_given_the_loss() -> None:
     before = None
     with relume.watch(model, optimizer, loss=F.cross_entropy) as watch:
         for _ in range(8):
-            for x, y in batches():
-                loss = F.cross_entropy(model(x), y)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                watch.step(loss)
+            loop(watch, model, optimizer, F.cross_entropy, batches())
     before = {k: v.clone() for k, v in model.state_dict().items()}
     state = torch.get_rng_state()
     first = watch.report().diagnoses[0]
@@ -142,12 +150,7 @@ def test_targets_are_found_in_any_spelling_of_the_loss(loss: Any) -> None:
     model = mlp()()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with relume.watch(model, optimizer, loss=loss) as watch:
-        for x, y in batches():
-            value = loss(model(x), y)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            watch.step(value)
+        loop(watch, model, optimizer, loss, batches())
     pairs = watch._recorder.first
     assert len(pairs) >= 10
     for (given, target), (x, y) in zip(pairs, batches(), strict=False):
@@ -259,15 +262,39 @@ def test_a_rate_that_grows_in_mid_run_is_named_from_before_it_did_harm() -> None
 
 
 class Ramp:
-    """A schedule that lets the rate grow without bound from step 200 on."""
+    """A schedule that lets the rate grow from some step on, to so many times what it was."""
 
-    def __init__(self) -> None:
-        self.steps = 0
+    def __init__(self, rate: float = 0.1, growth: float = 1.05, since: int = 200, most: float = math.inf) -> None:
+        self.steps, self.rate, self.growth, self.since, self.most = 0, rate, growth, since, most
 
     def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self.steps += 1
+        grown = math.log(self.growth) * max(0, self.steps - self.since)
         for group in optimizer.param_groups:
-            group["lr"] = 0.1 * max(1.0, 1.05 ** (self.steps - 200))
+            group["lr"] = self.rate * min(self.most, math.exp(min(700.0, grown)))
+
+
+def test_replays_begin_earlier_where_the_nearest_snapshot_is_spoilt_already() -> None:
+    """The rate leaps two steps before a snapshot is taken: from there nothing mends, from the one before it does."""
+
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        made = torch.optim.SGD(parameters, lr=0.05)
+        made.register_step_post_hook(Ramp(0.05, 1600.0, 147, 1600.0))
+        return made
+
+    training = Training(model=mlp(), optimizer=optimizer, loss=F.cross_entropy, batches=batches(), steps=300)
+    first = relume.diagnose(training).diagnoses[0]
+    assert first.cause == "learning_rate_too_high", first
+    assert min(e.burden for e in first.experiments[1:]) <= 0.5 * first.experiments[0].burden
+
+
+def test_a_loss_that_has_next_to_nothing_left_is_not_plainly_lower() -> None:
+    """A fifth off a loss of a fiftieth is not missed; off a loss of one it is, and where the unit is not known too."""
+    control, lower = np.full(50, 0.024), np.full(50, 0.019)
+    assert not _is_lower(lower, control, math.inf, 0.01)
+    assert _is_lower(lower, control, math.inf, 0.0)
+    assert _is_lower(50 * lower, 50 * control, math.inf, 0.01)
+    assert not _is_lower(50 * lower, 50 * control, 0.9, 0.01)  # the run itself ended lower
 
 
 def test_every_cause_has_its_remedies_and_its_words() -> None:
@@ -399,12 +426,7 @@ def test_replays_never_drive_what_is_the_loops_own() -> None:
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.999**epoch)
     hook = optimizer.register_step_post_hook(lambda *_: scheduler.step())
     with relume.watch(model, optimizer, loss=counting) as watch:
-        for x, y in batches():
-            value = counting(model(x), y)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            watch.step(value)
+        loop(watch, model, optimizer, counting, batches())
         steps, calls, gradient = scheduler.last_epoch, counting.calls.clone(), counting.temperature.grad
         kept = None if gradient is None else gradient.clone()
         refused = watch.report()
@@ -433,11 +455,42 @@ def test_a_report_survives_whatever_its_replays_raise() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     optimizer.register_step_post_hook(OneCycle(optimizer))
     with relume.watch(model, optimizer, loss=F.cross_entropy) as watch:
-        for x, y in batches()[:15]:
-            value = F.cross_entropy(model(x), y)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            watch.step(value)
+        loop(watch, model, optimizer, F.cross_entropy, batches()[:15])
     report = watch.report()
     assert not report.healthy and "nothing was replayed" in " ".join(report.coverage.blind)
+
+
+def test_a_warm_up_from_zero_is_replayed_at_the_rate_it_leads_to() -> None:
+    """At the rate of the first step nothing would move, and every change would look alike."""
+    torch.manual_seed(0)
+    model = mlp(edit=closed(24))()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: min(1.0, epoch / 20))
+    with relume.watch(model, optimizer, loss=F.cross_entropy) as watch:
+        for batch in batches() * 8:
+            loop(watch, model, optimizer, F.cross_entropy, [batch])
+            scheduler.step()
+    first = watch.report().diagnoses[0]
+    as_it_was, slower = first.experiments[:2]
+    assert slower.change == "the learning rate divided by 10" and slower.loss != as_it_was.loss, first
+
+
+def test_a_network_that_arrives_trained_is_no_start() -> None:
+    """Its first loss beats every constant answer by far: what is dead in it was so before this run."""
+    trained = mlp()()
+    optimizer = torch.optim.Adam(trained.parameters(), lr=1e-2)
+    for x, y in batches() * 20:
+        value = F.cross_entropy(trained(x), y)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+
+    def again(network: Callable[[], nn.Module]) -> Recording:
+        training = Training(
+            model=network, optimizer=lambda p: torch.optim.SGD(p, lr=1e-3), loss=F.cross_entropy, batches=batches(),
+            steps=120,
+        )  # fmt: skip
+        return relume.diagnose(training).recording
+
+    assert again(lambda: copy.deepcopy(trained)).resumed
+    assert not again(mlp()).resumed

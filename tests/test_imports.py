@@ -37,6 +37,7 @@ ORDER = (
     "targets",
     "proof",
     "ranks",
+    "kept",
     "recorder",
     "wiring",
     "surgery",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_trial import overshoot, revive
 from torch import nn
 from torch.optim import Optimizer
 
@@ -35,17 +36,6 @@ def make() -> Training:
     data = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
     batches = torch.utils.data.DataLoader(data, batch_size=32, shuffle=True)
     return Training(model=Net, optimizer=sgd, loss=nn.functional.cross_entropy, batches=batches, steps=60)
-
-
-def revive(model: nn.Module, optimizer: Optimizer, inputs: Any, targets: Any) -> Any:
-    nn.init.zeros_(model[0].bias)  # type: ignore[index]
-    return model, optimizer, {"0": "bias at zero"}
-
-
-def overshoot(model: nn.Module, optimizer: Optimizer, inputs: Any, targets: Any) -> Any:
-    for group in optimizer.param_groups:
-        group["lr"] *= 10_000
-    return model, optimizer, {}
 
 
 def all_runs(training: Training, treatments: dict[str, Any], engine: str) -> list[Run]:

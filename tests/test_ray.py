@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from interrupts import alive, endless_trial, wait_until
 from torch import nn
 from torch.optim import Optimizer
 
@@ -188,54 +189,12 @@ def test_a_trial_outlives_a_node(tmp_path: Path):
     assert [arm.verdict for arm in there.arms] == [arm.verdict for arm in here.arms]
 
 
-INTERRUPTED = """
-import sys, time, torch
-from torch import nn
-from relume.training import Training
-from relume.trial.proof import run_trial
-
-def slow(model):
-    import os
-    with open(MARK, "a") as file:
-        file.write(f"{os.getpid()}\\n")
-    time.sleep(600)
-    return 0.0
-
-training = Training(
-    model=lambda: nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)),
-    optimizer=torch.optim.SGD, loss=nn.functional.mse_loss,
-    batches=[(torch.ones(8, 2), torch.ones(8, 1))], score=slow,
-)
-try:
-    run_trial(training, {}, (0, 1), 5, "ray", None)
-except KeyboardInterrupt:
-    print("interrupted")
-    sys.exit(3)
-"""
-
-
 def test_an_interrupt_cancels_the_tasks(tmp_path: Path):
     """Ctrl-C in mid-trial raises KeyboardInterrupt and leaves no worker behind."""
-    mark, script = tmp_path / "pids", tmp_path / "script.py"
-    script.write_text(INTERRUPTED.replace("MARK", repr(str(mark))))
+    script, mark = endless_trial(tmp_path, "ray")
     process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, start_new_session=True)
-    end = time.monotonic() + 240
-    while time.monotonic() < end and not (mark.exists() and mark.read_text().endswith("\n")):
-        time.sleep(0.1)
-    assert mark.exists(), "no worker has started"
+    assert wait_until(lambda: mark.exists() and mark.read_text().endswith("\n"), 240), "no worker has started"
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
     out, _ = process.communicate(timeout=120)
     assert (process.returncode, out) == (3, "interrupted\n")
-    end = time.monotonic() + 60
-    while time.monotonic() < end and any(map(_alive, map(int, mark.read_text().split()))):
-        time.sleep(0.1)
-    assert not any(map(_alive, map(int, mark.read_text().split())))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    state = Path(f"/proc/{pid}/stat")
-    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
+    assert wait_until(lambda: not any(map(alive, map(int, mark.read_text().split()))))

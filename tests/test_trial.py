@@ -8,13 +8,13 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from interrupts import alive, endless_trial, wait_until
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
@@ -214,53 +214,9 @@ def test_a_run_that_always_kills_its_worker_is_lost_alone():
     assert result.arm("nothing").verdict == "no_effect"
 
 
-def wait_until(holds: Any, seconds: float = 60.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if holds():
-            return True
-        time.sleep(0.05)
-    return False
-
-
-INTERRUPTED = """
-import os, sys, time, torch
-from torch import nn
-from relume.training import Training
-from relume.trial.proof import run_trial
-
-def slow(model):
-    with open(sys.argv[1], "a") as file:
-        file.write(f"{os.getpid()}\\n")
-    time.sleep(600)
-    return 0.0
-
-training = Training(
-    model=lambda: nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)),
-    optimizer=torch.optim.SGD, loss=nn.functional.mse_loss,
-    batches=[(torch.ones(8, 2), torch.ones(8, 1))], score=slow,
-)
-try:
-    run_trial(training, {}, (0, 1), 5, "processes", None)
-except KeyboardInterrupt:
-    print("interrupted")
-    sys.exit(3)
-"""
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    state = Path(f"/proc/{pid}/stat")
-    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
 def test_an_interrupt_ends_the_workers(tmp_path: Path):
     """Ctrl-C in mid-trial raises KeyboardInterrupt, says nothing else, and leaves no worker behind."""
-    script, log = tmp_path / "script.py", tmp_path / "pids"
-    script.write_text(INTERRUPTED.replace("sys.argv[1]", repr(str(log))))
+    script, log = endless_trial(tmp_path, "processes")
     process = subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -578,7 +578,7 @@ def test_what_is_kept_of_a_long_run_stays_small() -> None:
     with relume.watch(model, optimizer, budget=10.0) as watch:
         loop(model, optimizer, 10_000, watch)
         recorder = watch._recorder
-        assert len(recorder.readings) <= 512 and len(recorder.kept) <= 33 and len(recorder.pending) <= 256
+        assert len(recorder.readings) <= 512 and len(recorder.kept.batches) <= 33 and len(recorder.pending) <= 256
         assert recorder.losses.itemsize == 8 and recorder.step == 10_000
     steps = [reading.step for reading in watch.recording.readings]
     assert steps[0] == 0 and max(b - a for a, b in pairwise(steps)) < 1500

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from relume.surgery import duplicate
+from relume.surgery import STEP_HOOKS, duplicate
 
-_STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 # What a scheduler sets at each of its steps. It knows the groups by their number, and starts from rates of its own.
 _SCHEDULED = ("lr", "initial_lr", "momentum", "betas")
 
@@ -79,7 +78,7 @@ class Twin:
         for parameter, state in mine.state.items():
             known = {k: copy.deepcopy(v, memo) for k, v in state.items()} if isinstance(state, dict) else state
             theirs.state[copy.deepcopy(parameter, memo)] = known
-        for key in _STEP_HOOKS:
+        for key in STEP_HOOKS:
             _put(vars(theirs), key, vars(mine)[key], memo)
 
 
@@ -179,7 +178,7 @@ def keep_schedule(optimizer: Optimizer, before: list[dict[str, Any]]) -> None:
 
 def scale_rates(optimizer: Optimizer, factors: list[float]) -> None:
     """Let each group step at so many times its learning rate, whatever sets that, hooks of the user's own included."""
-    before, after = (vars(optimizer)[name] for name in _STEP_HOOKS)
+    before, after = (vars(optimizer)[name] for name in STEP_HOOKS)
     known = next((h.__self__ for h in before.values() if isinstance(getattr(h, "__self__", None), ScaledRates)), None)
     if known is not None:
         known.factors = [old * new for old, new in zip(known.factors, factors, strict=True)]

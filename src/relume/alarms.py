@@ -49,7 +49,8 @@ def told(alarms: Sequence[Alarm]) -> list[str]:
         rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         since = min(alarm.since for alarm in dead)
         since = f"since step {since}" if since else "from the start"
-        lines.append(f"step {dead[0].step}: all units of {', '.join(names[:SHOWN])}{rest} are dead {since}")
+        which = "all" if all(alarm.units == alarm.of for alarm in dead) else "nearly all"
+        lines.append(f"step {dead[0].step}: {which} units of {', '.join(names[:SHOWN])}{rest} are dead {since}")
     return lines
 
 

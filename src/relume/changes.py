@@ -18,7 +18,7 @@ from relume.grafts import graft
 from relume.initialise import init_
 from relume.nested import first_float
 from relume.reach import last_layer
-from relume.recording import Recording, Site
+from relume.recording import ONE_CONSTANT, Recording, Site
 from relume.suspicions import PLAIN, Cause, sound_gain
 from relume.symptoms import usual_update
 from relume.wiring import follow
@@ -91,7 +91,7 @@ def _sound_scale(copied: Copied) -> None:
                 continue
             fan_in = p[0].numel()
             std = float(p.std(correction=0))
-            if name in gains and std > 1e-6 * abs(float(p.mean())):
+            if name in gains and std > ONE_CONSTANT * abs(float(p.mean())):
                 p.sub_(p.mean()).mul_(gains[name] / math.sqrt(fan_in) / std)
             elif name in gains:  # all units alike: there is no draw to keep
                 p.normal_(0.0, gains[name] / math.sqrt(fan_in))
@@ -113,7 +113,7 @@ def _standardise(batches: Sequence[Batch], place: int) -> Sequence[Batch]:
     count = known.sum(0).clamp(min=1)
     mean = values.where(known, 0.0).sum(0) / count
     std = ((values - mean).where(known, 0.0).square().sum(0) / count).sqrt()
-    std = std.where(std > 1e-6 * mean.abs().clamp(min=1e-12), 1.0)  # a constant feature stays one
+    std = std.where(std > ONE_CONSTANT * mean.abs().clamp(min=1e-12), 1.0)  # a constant feature stays one
 
     def scaled(value: Any) -> Any:
         if isinstance(value, Tensor):

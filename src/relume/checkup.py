@@ -101,7 +101,7 @@ def checkup(model: nn.Module, batches: Iterable[Any], loss: Any = None) -> Repor
         pair = isinstance(batch, (tuple, list)) and len(batch) == 2
         input, target = (batch[0], batch[1]) if pair else (batch, None)
         input, target = to_device(input, device_of(model)), to_device(target, device_of(model))
-        recorder.keep(*arguments(input))
+        recorder.kept.add(*arguments(input))
         samples += recorder.read_batch(
             lambda input=input: call(model, input),
             input,

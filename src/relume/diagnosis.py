@@ -274,7 +274,7 @@ def diagnose(
     for index, doubtful in enumerate(complaints(recording, symptoms)):
         tried = (experiments or {}).get(index, ())
         plain: set[Cause] = {s.cause for s in suspicions(recording, doubtful) if s.strength >= PLAIN}
-        if doubtful == (_slow(recording),) and not _halves(tried, plain):
+        if not any(s in symptoms for s in doubtful) and not _halves(tried, plain):  # that doubt is `_slow`'s
             continue
         complaint = settled(doubtful, tried, plain)
         if any(s.severity != "note" for s in complaint):
@@ -346,7 +346,7 @@ def likeliest_cause(found: list[Suspicion], experiments: tuple[Experiment, ...])
     """
     strength: dict[Cause, float] = {s.cause: s.strength for s in found}
     mended: dict[Cause, float] = {}
-    together: dict[Cause, float] = {}  # by changes that take away more than this
+    together: list[Cause] = []  # by changes that take away more than this
     control = next((e for e in experiments if e.cause is None), None)
     for e in experiments:
         if e.cause is None or control is None or control.burden <= 0:
@@ -354,8 +354,7 @@ def likeliest_cause(found: list[Suspicion], experiments: tuple[Experiment, ...])
         share = 1 - e.burden / control.burden
         facts: list[Cause] = [c for c in e.covers if strength.get(c, 0.0) >= max(PLAIN, strength.get(e.cause, 0.0))]
         if share >= MENDED and facts:
-            fact = max(facts, key=lambda c: strength[c])
-            together[fact] = max(together.get(fact, 0.0), share)
+            together.append(max(facts, key=lambda c: strength[c]))
         else:
             mended[e.cause] = max(mended.get(e.cause, -math.inf), share)
     proven: list[Cause] = [c for c, share in mended.items() if share >= MENDED and c != "unknown"]

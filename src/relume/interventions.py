@@ -17,10 +17,11 @@ from torch.optim import Optimizer
 from relume.changes import BY_THE_BOOK, CHANGES, PLAIN_NETWORK, USUAL_UPDATE, Batch, Change, changed
 from relume.diagnosis import MENDED, Experiment, burden_of, complaints, is_of_the_loss, measure_of
 from relume.errors import RemedyError
+from relume.kept import KEPT_BYTES
 from relume.nested import call, tensors
 from relume.randomness import isolated_rng, one_thread
 from relume.reach import reach
-from relume.recorder import KEPT_BYTES, Recorder
+from relume.recorder import Recorder
 from relume.recording import Reach, Recording
 from relume.report import Report
 from relume.snapshots import pair
@@ -229,7 +230,7 @@ def replay(scene: Scene, recording: Recording, change: Change | None, steps: int
         recorder = Recorder(model, optimizer)
         every = max(1, steps // READINGS)
         for step, batch in enumerate(islice(cycle(batches), steps)):
-            if step % every == 0 or not recorder.keeps_enough:
+            if step % every == 0 or not recorder.kept.enough:
                 recorder.arm(read=step % every == 0)
             input, target = split(batch)
             loss = own_loss(call(model, input), target)

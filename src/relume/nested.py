@@ -39,3 +39,15 @@ def arguments(input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(input, Mapping):
         return (), dict(input)
     return (tuple(input) if isinstance(input, (tuple, list)) else (input,)), {}
+
+
+def extent(value: Any) -> tuple[int, int]:
+    """Samples (the first tensor's first dimension) and bytes of the tensors in nested arguments."""
+    if isinstance(value, Tensor):
+        return (value.shape[0] if value.dim() else 1), value.numel() * value.element_size()
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, (tuple, list)):
+        parts = [extent(part) for part in value]
+        return next((samples for samples, _ in parts if samples), 0), sum(size for _, size in parts)
+    return 0, 0

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map_only
 
-from relume.nested import first_float, tensors
+from relume.kept import Kept, own
+from relume.nested import extent, first_float
 from relume.pace import clock
 from relume.probe import Probe, initial_weights
 from relume.proof import prove_runs, silent_units
@@ -30,7 +30,6 @@ from relume.targets import TargetFinder
 
 PENDING_LOSSES = 256  # kept on the device before they are moved together
 UNSEEN_STEPS = 3  # without one reading: the loop calls something else
-KEPT_BYTES = 64 * 2**20  # of training batches kept for the closing reading and for replays
 MOST_READINGS = 512  # in memory: past that every second one of the older half goes
 TOLD = 60  # steps after its last unit has died, at most, a dead layer is told
 MOST_ASKED = 8  # times that a layer which stands still is read out of turn: one may come and go
@@ -54,7 +53,7 @@ class Recorder:
     ) -> None:
         self.losses = array("d")
         self.readings: list[Reading] = []
-        self.kept: list[tuple[tuple[Any, ...], dict[str, Any]]] = []  # arguments of forward passes, newest last
+        self.kept = Kept()  # for the closing reading, for proofs and for the targets of replays
         self.first: list[tuple[Any, Any]] = []  # (input, target) of the first steps; given the loss function
         self.window: list[tuple[Any, Any]] | None = None  # of the latest steps, while they are collected
         self.note = ""
@@ -79,9 +78,6 @@ class Recorder:
         self.ranks = ranks_of(model) if trained else None
         self._closed: tuple[int, list[Reading]] | None = None
         self._proven: tuple[int, tuple[Proof, ...], int | None] | None = None  # as of a step, from so many samples
-        self._full = False  # no room for more batches
-        self._extents: list[tuple[int, int]] = []  # samples and bytes of each kept batch
-        self._kept_samples = self._kept_bytes = 0
         self._keeper: Any = None  # the hook that keeps inputs
         self._standstill = Standstill(self._model, optimizer) if optimizer is not None and trained else None
         self._pulled: dict[str, Floats] = {}  # by site, how many values of each unit had a gradient when last counted
@@ -91,18 +87,13 @@ class Recorder:
     # around one step ----------------------------------------------------------------------------------------------
 
     @property
-    def keeps_enough(self) -> bool:
-        """Whether the kept batches suffice for a verdict on each unit."""
-        return self._full or self._kept_samples >= ENOUGH_SAMPLES
-
-    @property
     def wants_targets(self) -> bool:
         """Whether the next step's target is to be found, so that `arm` is called before it."""
         return self._finder is not None and (self.window is not None or self._wants_first)
 
     @property
     def _wants_first(self) -> bool:
-        enough = sum(_extent(input)[0] for input, _ in self.first) >= ENOUGH_SAMPLES
+        enough = sum(extent(input)[0] for input, _ in self.first) >= ENOUGH_SAMPLES
         return self.step == len(self.first) and not enough
 
     def keep_inputs(self) -> None:
@@ -111,9 +102,9 @@ class Recorder:
 
         def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
             nonlocal wanted
-            if torch.is_grad_enabled() and module.training and (samples := self.keep(args, kwargs)):
+            if torch.is_grad_enabled() and module.training and (samples := self.kept.add(args, kwargs)):
                 wanted -= samples
-                if wanted <= 0 or self._full:
+                if wanted <= 0 or self.kept.full:
                     self._keep_no_more()
 
         self._keep_no_more()
@@ -141,11 +132,11 @@ class Recorder:
         armed: list[Probe | None] = []
 
         def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if armed or not torch.is_grad_enabled() or not module.training or not _extent((args, kwargs))[0]:
+            if armed or not torch.is_grad_enabled() or not module.training or not extent((args, kwargs))[0]:
                 return
             self.began = clock()
             if self._keeper is None:
-                self.keep(args, kwargs)
+                self.kept.add(args, kwargs)
             still = self._standstill.stopped if self._standstill is not None else ()
             armed.append(Probe(self._model, self.step, still) if read else None)
             if (probe := armed[0]) is not None:
@@ -208,12 +199,13 @@ class Recorder:
     def collect(self, loss: Tensor | float | None = None) -> Reading | None:
         """Count one optimizer step; the reading of it, if it was probed."""
         probe, reading = self._probe, None
-        if self._hooks and self._finder is not None and (target := self._finder.end(loss)) is not None and self.kept:
-            pair = _as_input(*self.kept[-1]), target
+        target = self._finder.end(loss) if self._hooks and self._finder is not None else None
+        if target is not None and self.kept.batches:
+            pair = _as_input(*self.kept.batches[-1]), own(target)
             if self._wants_first:
-                self.first.append(_own(pair))
-            if self.window is not None:  # copies: a loop may fill the same tensors again
-                self.window.append(_own(pair))
+                self.first.append(pair)
+            if self.window is not None:
+                self.window.append(pair)
         self.count(loss)
         if probe is not None and self._error is None and probe.trace.error is None:
             reading = probe.reading(loss, self._optimizer)
@@ -302,28 +294,6 @@ class Recorder:
         )
         self.pending.clear()
 
-    def keep(self, args: Any, kwargs: Any) -> int:
-        """Keep the arguments of a forward pass for the closing reading, and return its samples.
-
-        The oldest go where there are enough.
-        """
-        samples, size = _extent((args, kwargs))
-        self._full = self._full or size + self._kept_bytes > KEPT_BYTES
-        if size > KEPT_BYTES or not samples:
-            return samples
-        self.kept.append(_own((args, dict(kwargs))))
-        self._extents.append((samples, size))
-        self._kept_samples += samples
-        self._kept_bytes += size
-        while len(self.kept) > 1:
-            oldest, bytes_of_it = self._extents[0]
-            if self._kept_samples - oldest < ENOUGH_SAMPLES and self._kept_bytes <= KEPT_BYTES:
-                break
-            self._kept_samples -= oldest
-            self._kept_bytes -= bytes_of_it
-            del self.kept[0], self._extents[0]
-        return samples
-
     # without a step -----------------------------------------------------------------------------------------------
 
     def read_batch(self, run: Callable[[], Any], inputs: Any, loss: Callable[[Any], Tensor] | None) -> int:
@@ -344,11 +314,11 @@ class Recorder:
             if probe.trace.error is not None:
                 raise probe.trace.error
             self._add(probe, probe.reading(value if loss is not None else None))
-        return max(1, _extent(inputs)[0])
+        return max(1, extent(inputs)[0])
 
     def read_kept(self) -> None:
         """Read one forward pass of each kept batch, in the model's present mode."""
-        for args, kwargs in self.kept:
+        for args, kwargs in self.kept.batches:
             probe = Probe(self._model, self.step)
             probe.read_input((args, tuple(kwargs.values())))
             self._read_forward(probe, args, kwargs)
@@ -372,18 +342,18 @@ class Recorder:
         """With the other ranks, read the kept batches now; a report that is asked of one rank can then use it."""
         self.flush()
         if self.ranks is not None and self.losses and self._called.training:
-            (count,) = self.ranks.agreed(len(self.kept))
-            del self.kept[: max(0, len(self.kept) - count)]
+            (count,) = self.ranks.agreed(len(self.kept.batches))
+            self.kept.trim(count)
             self._closing()
 
     def _prove(self, readings: Iterable[Reading]) -> tuple[tuple[Proof, ...], int | None]:
         """Proofs for the units silent in these readings, on the kept batches, and how many samples of those differ."""
         if self._proven is None or self._proven[0] != self.step:
-            runs = [partial(self._model, *args, **kwargs) for args, kwargs in self.kept]
+            runs = [partial(self._model, *args, **kwargs) for args, kwargs in self.kept.batches]
             proofs: tuple[Proof, ...] = ()
             distinct = None
             try:
-                distinct = _distinct(self.kept)
+                distinct = self.kept.distinct()
                 proofs = prove_runs(self._model, runs, silent_units(readings))
             except Exception as error:  # a proof is an extra: no report may fail for want of one
                 self.blind[f"nothing could be proven of the silent units ({type(error).__name__}: {error})"] = None
@@ -409,10 +379,10 @@ class Recorder:
         before = len(self.readings)
         if self.ranks is not None and (self._closed is None or self._closed[0] != self.step):
             closing = False  # it takes all ranks, and a report may be asked of one
-        if closing and self.kept and self.losses and math.isfinite(self.losses[-1]):
+        if closing and self.kept.batches and self.losses and math.isfinite(self.losses[-1]):
             self.readings += self._closing()
         last = self.readings[before:] if closing else self.readings
-        proven, distinct = self._prove(last) if proofs and last and self.kept else ((), None)
+        proven, distinct = self._prove(last) if proofs and last and self.kept.batches else ((), None)
         if self._trained and self.step >= UNSEEN_STEPS and not before and not self._scripted:
             self.blind[
                 f"no training pass went through this {type(self._model).__name__} in {self.step} steps: "
@@ -453,25 +423,6 @@ class _Hook:
         return _Hook, ()
 
 
-def _distinct(kept: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> int:
-    """How many different samples there are in kept batches: passes over a small data set repeat them."""
-    seen: set[int] = set()
-    for batch in kept:
-        samples, _ = _extent(batch)
-        parts = [
-            t.detach().reshape(samples, -1).contiguous().view(torch.uint8).cpu().numpy()
-            for t in tensors(batch)
-            if t.dim() and t.shape[0] == samples > 0
-        ]
-        seen.update(hash(b"".join(part[row].tobytes() for part in parts)) for row in range(samples))
-    return len(seen)
-
-
-def _own(value: Any) -> Any:
-    """Copies of the tensors in it: a loop may fill the same buffers with its next batch."""
-    return tree_map_only(Tensor, lambda t: t.detach().clone(), value)
-
-
 def _as_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The arguments of a forward pass as `training.call` takes them."""
     return kwargs if kwargs and not args else args
@@ -492,15 +443,3 @@ def _backward(value: Tensor, parameters: list[Tensor]) -> None:
 def _random_direction(output: Any) -> Tensor:
     tensor = first_float(output)
     return torch.zeros(()) if tensor is None else (tensor * torch.randn_like(tensor)).sum()
-
-
-def _extent(value: Any) -> tuple[int, int]:
-    """Samples (the first tensor's first dimension) and bytes of the tensors in nested arguments."""
-    if isinstance(value, Tensor):
-        return (value.shape[0] if value.dim() else 1), value.numel() * value.element_size()
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if isinstance(value, (tuple, list)):
-        parts = [_extent(part) for part in value]
-        return next((samples for samples, _ in parts if samples), 0), sum(size for _, size in parts)
-    return 0, 0

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 T = TypeVar("T")
 
+# Values that differ by less, relative to their size, are one constant: averages of equal numbers round (float32).
+ONE_CONSTANT = 1e-6
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
@@ -116,7 +119,7 @@ class InitialWeight:
 
 def alike(weight: InitialWeight) -> bool:
     """Whether all its numbers are the same, as far as float32 tells."""
-    return weight.std <= 1e-6 * abs(weight.mean)
+    return weight.std <= ONE_CONSTANT * abs(weight.mean)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

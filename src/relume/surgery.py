@@ -16,20 +16,18 @@ from torch.optim.lr_scheduler import LRScheduler
 from relume.errors import RemedyError
 from relume.nested import call
 from relume.nn import Curve
+from relume.recording import ONE_CONSTANT
 from relume.sites import undisturbed
 from relume.wiring import Layer, Wiring
 
 # "Keeps the function": outputs move by at most this share of their standard deviation, in float32 and eval mode.
 KEEPS_FUNCTION = 1e-5
 
-# Values that differ by less, relative to their size, are one constant: averages of equal numbers round (float32).
-ONE_CONSTANT = 1e-6
-
 # What an optimizer carries in its __dict__ that belongs to it alone: `step` is there when a scheduler has wrapped it,
 # and the wrapper steps the optimizer it was made for, whoever holds it.
 _OWN = {"step", "_opt_called", "state", "param_groups", "defaults", "_warned_capturable_if_run_uncaptured"}
 _OF_THE_LOOP = (nn.Module, Tensor, Optimizer, LRScheduler)  # what a hook of a copy must not reach
-_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
 # copies -------------------------------------------------------------------------------------------------------------
@@ -83,7 +81,7 @@ def require_own_hooks(optimizer: Optimizer) -> None:
     A function is not copied with the optimizer, and a scheduler or a parameter that it closes over is the loop's own.
     Raises RemedyError.
     """
-    for name in _HOOKS:
+    for name in STEP_HOOKS:
         for hook in vars(optimizer).get(name, {}).values():
             held = _held_by(hook)
             if held is not None:
@@ -108,7 +106,7 @@ def _copy_optimizer(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
     try:
         twin = copy.deepcopy(optimizer, memo)
         for name, value in vars(optimizer).items():
-            if name in _HOOKS or (name not in _OWN and name not in vars(twin)):
+            if name in STEP_HOOKS or (name not in _OWN and name not in vars(twin)):
                 setattr(twin, name, copy.deepcopy(value, memo))
         return twin
     except Exception as error:

@@ -77,6 +77,7 @@ class watch:
         self._begin()
         if journal is not None and (self._recorder.ranks is None or self._recorder.ranks.first):
             self._journal = Journal(journal)
+        self.logs_alarms = True  # on the logger "relume", as soon as there is one
         self._finished = False
         self._retired = False
         self._pace = Pace(budget)
@@ -97,7 +98,6 @@ class watch:
         self._armed = self._reads = False  # something is on for the next pass; it is to be read
         self._suspects = False  # a layer was silent in the newest reading, and may be dead
         self._again = 0  # times in a row that a reading was asked for because of it
-        self.logs_alarms = True  # on the logger "relume", as soon as there is one
         self._alarms: dict[tuple[str, str], Alarm] = {}
         self._judged = 0  # losses that were looked at
 
@@ -251,9 +251,9 @@ class watch:
     def keep_more(self, inputs: Iterable[Any]) -> None:
         """Keep further inputs of the same data for the closing reading, until there are enough for a verdict."""
         for input in inputs:
-            if self._retired or self._recorder.keeps_enough:
+            if self._retired or self._recorder.kept.enough:
                 break
-            self._recorder.keep(*arguments(input))
+            self._recorder.kept.add(*arguments(input))
 
     @property
     def recording(self) -> Recording:

@@ -90,7 +90,7 @@ class SteadyWatch:
 
     def _arm(self) -> None:
         due = self._recorder.step in self._due
-        if due or not self._recorder.keeps_enough:
+        if due or not self._recorder.kept.enough:
             self._recorder.arm(read=due)
 
     def step(self, loss: Any = None) -> None:
