@@ -54,6 +54,7 @@ def train(rank: int, ranks: int, folder: str, watched: bool) -> None:
         found["steps"] = [r.step for r in report.recording.readings]
         found["samples"] = [r.sites["module.1"].samples for r in report.recording.readings]
     Path(folder, f"{watched}{rank}.json").write_text(json.dumps(found))
+    dist.barrier()  # none goes while another still talks to it
     dist.destroy_process_group()
 
 

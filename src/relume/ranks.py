@@ -34,6 +34,10 @@ class Ranks:
         self.first = dist.get_rank() == 0
         self._group: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
 
+    def leave(self) -> None:
+        """End the group: one that is left to the end of the process may still have threads then, which abort it."""
+        dist.destroy_process_group(self._group)
+
     def agreed(self, *numbers: int) -> tuple[int, ...]:
         """The numbers of the first rank."""
         said = torch.tensor(numbers, dtype=torch.int64)

@@ -345,6 +345,7 @@ class Recorder:
             (count,) = self.ranks.agreed(len(self.kept.batches))
             self.kept.trim(count)
             self._closing()
+            self.ranks.leave()
 
     def _prove(self, readings: Iterable[Reading]) -> tuple[tuple[Proof, ...], int | None]:
         """Proofs for the units silent in these readings, on the kept batches, and how many samples of those differ."""
