@@ -166,6 +166,8 @@ def _value(row: Activation, dim: int, input: Tensor, parameters: Sequence[float 
 
     parts = (*_parts(source, row.operands, dim), *_parts(target, row.outputs, dim))
     kernel = find(VALUES, row.name, input.dtype, numbers)
+    if kernel:  # writes where it computes: a block is of so many outputs
+        rows *= row.operands
     _walk(kernel, by_formula, parts, rows, numbers)
     return result
 

@@ -86,6 +86,11 @@ def _is_far_left(x: Tensor) -> bool:
     return not x.amin().item() > -80.0  # at -88 they overflow
 
 
+def _reaches_infinity(x: Tensor) -> bool:
+    """Whether some of x is infinite, or its sum; also where there is a NaN. A sum takes half the time of a clamp."""
+    return not math.isfinite(x.sum().item())
+
+
 def _positive(factor: Tensor, x: Tensor, y: Tensor, edge: float = 0.0) -> Tensor:
     """The factor where x > edge, and 0 elsewhere."""
     return _aten.threshold_backward.grad_input(factor, x, edge, grad_input=y)
@@ -295,10 +300,12 @@ def _telu_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor) -> Non
     u.tanh_().add_(near, alpha=4).mul_(g)
 
 
-def _phish(x: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
-    near = torch.clamp(x, min=-FAR, out=s)
-    torch.mul(near, -SQRT_HALF, out=y).erfc_()
-    torch.addcmul(_NOUGHT, near, y, value=0.5, out=y).tanh_().mul_(near)
+def _phish(x: Tensor, y: Tensor, s: Tensor, t: Tensor) -> Sequence[Tensor] | None:
+    if _reaches_infinity(x):
+        return NotImplemented
+    torch.mul(x, -SQRT_HALF, out=y).erfc_()
+    torch.addcmul(_NOUGHT, x, y, value=0.5, out=y).tanh_().mul_(x)
+    return None
 
 
 def _phish_gradient(x: Tensor, g: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
@@ -336,10 +343,12 @@ def _reglu_gradient(a: Tensor, b: Tensor, g: Tensor, y_a: Tensor, y_b: Tensor, s
     torch.mul(_positive(a, b, t), g, out=y_b)
 
 
-def _geglu(a: Tensor, b: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
-    near = torch.clamp(b, min=-FAR, out=s)
-    torch.mul(near, -SQRT_HALF, out=y).erfc_()
-    torch.addcmul(_NOUGHT, near, y, value=0.5, out=y).mul_(a)
+def _geglu(a: Tensor, b: Tensor, y: Tensor, s: Tensor, t: Tensor) -> Sequence[Tensor] | None:
+    if _reaches_infinity(b):
+        return NotImplemented
+    torch.mul(b, -SQRT_HALF, out=y).erfc_()
+    torch.addcmul(_NOUGHT, b, y, value=0.5, out=y).mul_(a)
+    return None
 
 
 def _geglu_gradient(a: Tensor, b: Tensor, g: Tensor, y_a: Tensor, y_b: Tensor, s: Tensor, t: Tensor) -> None:
@@ -348,21 +357,25 @@ def _geglu_gradient(a: Tensor, b: Tensor, g: Tensor, y_a: Tensor, y_b: Tensor, s
     gelu = torch.mul(near, twice)  # twice that, and infinite again at infinity
     torch.addcmul(_NOUGHT, gelu, g, value=0.5, out=y_a)
     twice.addcmul_(_bell(near, gelu), near, value=2 / SQRT_TAU)
-    torch.mul(torch.addcmul(_NOUGHT, twice, g, value=0.5, out=s), a, out=y_b)
+    torch.addcmul(_NOUGHT, twice.mul_(g), a, value=0.5, out=y_b)
 
 
 def _swiglu(a: Tensor, b: Tensor, y: Tensor, s: Tensor, t: Tensor) -> None:
-    near = torch.clamp(b, min=-FAR, out=s)
-    torch.mul(_gated(near, near, 1.0, t), a, out=y)
+    torch.clamp(b, min=-FAR, out=y)
+    _gated(y, y, 1.0, y).mul_(a)
 
 
 def _swiglu_gradient(
     a: Tensor, b: Tensor, g: Tensor, y_a: Tensor, y_b: Tensor, s: Tensor, t: Tensor
 ) -> Sequence[Tensor] | None:
-    if _is_far_left(s.copy_(b)):
+    near = torch.clamp(b, min=-FAR, out=s)
+    share = _gated(_ONE, near, 1.0, t)
+    silu = near.mul_(share)
+    if _reaches_infinity(silu):
         return NotImplemented
-    torch.mul(_aten.silu.out(s, out=t), g, out=y_a)
-    torch.mul(_aten.silu_backward.grad_input(g, s.clamp_(max=FAR), grad_input=t), a, out=y_b)
+    torch.mul(silu, g, out=y_a)
+    slope = silu.addcmul_(silu, share, value=-1).add_(share)
+    torch.mul(slope.mul_(g), a, out=y_b)
     return None
 
 
