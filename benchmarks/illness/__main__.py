@@ -60,7 +60,12 @@ def main(half: str, count: int, traps: int, first: int, only: str, workers: int,
 
 def _heal(seeds: list[int], half: str, longest: int) -> None:
     """One run after the other: healing has workers of its own."""
-    results = [result for seed in seeds if (result := healing.healed(seed, longest)) is not None]
+    results: list[dict[str, Any]] = []
+    for seed in seeds:
+        result = healing.healed(seed, longest)
+        if result is not None:
+            results.append(result)
+            click.echo("{seed} {planted}: {outcome} by {remedy}, {seconds} s".format(**result), err=True)
     print(healing.told(results))
     _write(f"healing-{half}.json", {"cases": results})
 
