@@ -9,10 +9,12 @@ import pytest
 from relume.pace import FIRST_READINGS, LONGEST_WAIT, Pace
 
 
-def readings(budget: float, step: float, cost: float, look: float, steps: int) -> tuple[list[int], float]:
+def readings(
+    budget: float, step: float, cost: float, look: float, steps: int, counting: float = 0.0
+) -> tuple[list[int], float]:
     """Steps that are read in a run with these costs in seconds, and what all took over the run's time."""
     pace, due, read = Pace(budget), 0, []
-    spent = 0.0
+    spent = counting * steps
     for done in range(1, steps + 1):
         if done > due:
             pace.read(step + cost, 0.0)
@@ -22,7 +24,7 @@ def readings(budget: float, step: float, cost: float, look: float, steps: int) -
                 pace.ordinary(step)
             due = done - 1 + pace.wait(done)
         elif done % 50 == 0:
-            pace.look(look)
+            pace.look(look + counting, counting)
             spent += look
     return read, spent / (steps * step)
 
@@ -33,6 +35,12 @@ def test_the_budget_is_held_over_the_first_two_thousand_steps_and_later(cost: fl
     """Whatever a reading costs beside a step, all of them stay within the budget, the early ones included."""
     read, share = readings(0.01, 1e-3, cost * 1e-3, 5e-5, steps)
     assert share <= 0.01 and len(read) >= FIRST_READINGS and read[0] == 0
+
+
+def test_what_counting_takes_is_not_spent_on_readings() -> None:
+    """Steps so short that to count them takes half of the budget leave the other half, and are still read."""
+    read, share = readings(0.01, 4e-4, 4e-4, 2e-5, 20_000, counting=2e-6)
+    assert share <= 0.01 and len(read) > 10
 
 
 def test_early_readings_are_spread() -> None:

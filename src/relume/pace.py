@@ -9,7 +9,7 @@ from statistics import median
 
 FIRST_RUN = 2000  # steps whose share may be spent at once: what is ill from the start shows early
 GROWTH = 4  # from one early reading to the next, in steps done, where the budget allows no more
-AIM = 0.6  # of the budget, for looks and readings; the rest is left for counting steps and for what was not measured
+AIM = 0.6  # of the budget; the rest is left for what was not measured: caches are cold after a reading
 FEWEST = 0.1  # of the budget, for readings, whatever looks cost
 FIRST_READINGS = 2  # without regard to cost: a branch that starts at zero gets its first gradient a step later
 COLD = 2.0  # times what later readings cost, the first one does: caches are empty
@@ -29,6 +29,7 @@ class Pace:
 
     def __init__(self, budget: float) -> None:
         self.spent = 0.0  # on looks and readings
+        self.counting = 0.0  # on each ordinary step, in which no more is done than to count it; 0 where not yet known
         self._looks = 0.0
         self._readings = 0
         self._budget = budget
@@ -44,10 +45,11 @@ class Pace:
         """A step was not read, and took so long from its forward pass on."""
         self._usual.append(seconds)
 
-    def look(self, seconds: float) -> None:
-        """Something else was done between steps, and took so long."""
+    def look(self, seconds: float, counting: float) -> None:
+        """Something else was done between steps, and took so long, of which to count the step took `counting`."""
         self._looks += seconds
         self.spent += seconds
+        self.counting = min(counting, self.counting) if self.counting else counting
 
     def read(self, seconds: float, own: float) -> None:
         """A step was read and took so long from its forward pass on, and then `own`."""
@@ -60,7 +62,8 @@ class Pace:
         """Steps from the latest reading, with so many done, to the next."""
         if not self.usual:
             return GROWTH
-        earned = max(AIM * self._budget * self.usual - self._looks / done, FEWEST * self._budget * self.usual)  # a step
+        a_step = self._budget * self.usual
+        earned = max(AIM * a_step - self.counting - self._looks / done, FEWEST * a_step)
         fewest = max(1, done // RESOLUTION, math.ceil(self._cost / earned))
         owed = math.ceil((self.spent - self._looks + self._cost) / earned)
         early = owed <= FIRST_RUN or self._readings < FIRST_READINGS

@@ -158,12 +158,13 @@ class watch:
         started = clock()
         recorder = self._recorder
         recorder.count(loss)
+        counting = clock() - started
         self._look_if_due()
         if recorder.step < self._next_reading and not recorder.wants_targets:
             self._left = min(self._next_reading, self._next_look) - recorder.step
         else:
             self._arm()
-        self._pace.look(clock() - started)
+        self._pace.look(clock() - started, counting)
 
     def _look_if_due(self) -> None:
         recorder = self._recorder
@@ -262,7 +263,8 @@ class watch:
 
     def _recording(self, *, closing: bool) -> Recording:
         recording = self._recorder.recording(finished=self._finished, closing=closing, proofs=closing)
-        return replace(recording, watch_share=(self._pace.spent + self._healing) / max(clock() - self._began, 1e-9))
+        spent = self._pace.spent + self._pace.counting * recording.steps + self._healing
+        return replace(recording, watch_share=spent / max(clock() - self._began, 1e-9))
 
     def _write(self, *, closing: bool = False) -> None:
         if self._journal is not None:
