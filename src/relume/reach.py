@@ -56,6 +56,8 @@ def _reach(model: nn.Module, input: Any, target: Any, loss: Callable[[Any, Any],
         return None
 
     def behind(free: Tensor) -> Tensor:
+        if given is output:  # nothing stands behind the last layer
+            return loss(free, target)
         hook = layer.register_forward_hook(lambda module, args, output: free)
         try:
             return loss(call(model, input), target)
