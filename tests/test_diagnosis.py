@@ -113,6 +113,24 @@ def test_a_gradient_that_stops_in_the_middle_is_named() -> None:
     assert report.diagnoses[0].cause == "no_gradient" and suspects, str(report)
 
 
+@pytest.mark.parametrize("replays", [True, False])
+def test_parameters_that_the_optimizer_was_not_given_are_named(replays: bool) -> None:
+    """A network of which only the last bias is trained: the others are named, and a replay that trains them learns."""
+    last = lambda parameters, lr: SGD(parameters[-1:], lr=lr)  # noqa: E731
+    report = report_of(mlp(), last, 0.1, 1.0, replays=replays)
+    assert report.diagnoses[0].cause == "no_gradient", str(report)
+    told = " ".join(report.diagnoses[0].because)
+    assert "the optimizer was not given them, so they never move: 0.weight" in told
+    assert replays == ("all parameters handed to the optimizer" in told)
+
+
+def test_a_body_that_stays_as_it_is_on_purpose_is_no_illness() -> None:
+    """A network of which only the last layer is trained, and learns, has nothing wrong with the others."""
+    head = lambda parameters, lr: SGD(parameters[-2:], lr=lr)  # noqa: E731
+    report = report_of(mlp(depth=1, width=128), head, 0.5, 1.0)
+    assert not any("not given" in said for d in report.diagnoses for said in d.because) and report.healthy, str(report)
+
+
 def loop(watch: Any, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Any, data: Any) -> None:
     """One pass over the data, the way people write it."""
     for x, y in data:
@@ -169,7 +187,7 @@ def test_a_replay_is_the_same_each_time_and_each_change_changes_something() -> N
     def start() -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(3)
         model = network()
-        return model, torch.optim.SGD(model.parameters(), lr=1e-6)
+        return model, torch.optim.SGD(list(model.parameters())[1:], lr=1e-6)  # one is left out, to be handed over
 
     scene = Scene(start=start, batches=x, loss=lambda o, t: ((o[:, 0] - t) ** 2).mean())
     control = replay(scene, recording, None, 30).losses

@@ -197,17 +197,28 @@ def test_screening_stops_where_one_will_do_and_goes_on_where_none_does():
     def note(progress: Progress) -> None:
         done.append(progress.run.arm)
 
-    found = screen(make(ill), [*useless, cure, never], 80, 7, "sequential", on_progress=note)
-    assert found[0] in (cure, never)
+    found, rest = screen(make(ill), [*useless, cure, never], 80, 7, "sequential", on_progress=note)
+    assert found[0] in (cure, never) and not rest
     assert done == ["untreated", *(remedy.name for remedy in useless), "reset_bias", "he_init"]
 
     done.clear()
-    found = screen(make(ill), [cure, *useless, never], 80, 7, "sequential", on_progress=note)
-    assert found == [cure]
+    found, rest = screen(make(ill), [cure, *useless, never], 80, 7, "sequential", on_progress=note)
+    assert found == [cure] and rest == [useless[-1], never]
     assert done == ["untreated", "reset_bias", *(remedy.name for remedy in useless[:-1])]
 
-    found = screen(make(ill), useless, 80, 7, "sequential")
-    assert len(found) == WORTH_PROVING
+    found, rest = screen(make(ill), useless, 80, 7, "sequential")
+    assert len(found) == WORTH_PROVING and not rest
+
+
+def test_what_did_well_on_one_seed_only_is_not_the_last_word(monkeypatch: pytest.MonkeyPatch):
+    """Where no arm keeps what its first seed promised, the remedies that were not tried yet are."""
+    lucky = own("lucky", lambda net: nn.init.zeros_(net.model[0].bias) if torch.initial_seed() == 4 else None)
+    useless = [own(f"useless{i}", lambda net: None) for i in range(ROUND - 1)]
+    listed = [lucky, *useless, REMEDIES["reset_bias"]]
+    monkeypatch.setattr(sys.modules["relume.heal"], "likeliest", lambda report: listed)
+    arms: list[str] = []
+    healed = heal(make(ill), seeds=3, engine="sequential", on_progress=lambda progress: arms.append(progress.run.arm))
+    assert arms.count("lucky") == 4 and healed.remedy == "reset_bias"
 
 
 def test_an_arm_better_in_every_seed_may_be_kept_though_unproven():

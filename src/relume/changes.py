@@ -19,6 +19,7 @@ from relume.initialise import init_
 from relume.nested import first_float
 from relume.reach import last_layer
 from relume.recording import ONE_CONSTANT, Recording, Site
+from relume.surgery import left_out, register
 from relume.suspicions import PLAIN, Cause, sound_gain
 from relume.symptoms import usual_update
 from relume.wiring import follow
@@ -69,6 +70,14 @@ def _times(factor: float) -> Callable[[Copied], None]:
 def _usual_pace(copied: Copied) -> None:
     """The learning rate under which the first steps move the weights by a thousandth of their size."""
     _times(USUAL_UPDATE / max(usual_update(copied.recording), 1e-12))(copied)
+
+
+def _hand_over(copied: Copied) -> None:
+    """What wants gradients and is in no group joins the first."""
+    left = left_out(copied.model, copied.optimizer)
+    if not left:
+        raise CannotChange
+    register(copied.optimizer, left, None)
 
 
 # the start ----------------------------------------------------------------------------------------------------------
@@ -206,6 +215,12 @@ CHANGES: tuple[Change, ...] = (
         cause="unscaled_inputs",
         fits=lambda recording, strength: True,  # made only where there are such
         data=_without_outliers,
+    ),
+    Change(
+        words="all parameters handed to the optimizer",
+        cause="no_gradient",
+        fits=_suspected("no_gradient"),
+        network=_hand_over,
     ),
     Change(words="biases at zero", cause="bias", fits=_suspected("bias"), network=_zero_biases),
     Change(

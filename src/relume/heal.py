@@ -42,10 +42,10 @@ def heal(
 
     Diagnoses first (or takes `report`) and is done when the network is healthy. Else it tries `remedies` over `seeds`
     (or takes `trial`). By default these are the best of those that the report recommends, or, where none of them does
-    better on a first seed, of the first remedies for other causes. It then trains afresh, from a seed that nothing was
-    chosen on, without and with the winner, and keeps the treated network only if its score is at least the untreated
-    one's. Where nothing was proven, a remedy that scored higher in every seed of the trial is kept only if it scores
-    higher afresh too. `steps` replaces the training's own number throughout.
+    better on a first seed or none keeps what that promised, of the first remedies for other causes. It then trains
+    afresh, from a seed that nothing was chosen on, without and with the winner, and keeps the treated network only if
+    its score is at least the untreated one's. Where nothing was proven, a remedy that scored higher in every seed of
+    the trial is kept only if it scores higher afresh too. `steps` replaces the training's own number throughout.
 
         healed = relume.heal(training)
         print(healed.remedy, healed.score_before, healed.score_after)
@@ -68,14 +68,27 @@ def heal(
     if remedies is not None:
         remedies = [remedies] if isinstance(remedies, (str, Remedy)) else list(remedies)
         known = {**REMEDIES, **{remedy.name: remedy for remedy in remedies if isinstance(remedy, Remedy)}}
-    if trial is None:
-        if remedies is None:
-            first = max(chosen_seeds) + 2  # seeds that chose an arm would flatter it, in the trial and afresh
-            remedies = screen(training, likeliest(report), steps, first, engine, on_progress=on_progress)
-        trial = run_trial(training, remedies, chosen_seeds, steps, engine, on_progress=on_progress, report=report)
-        if not trial.finished:
-            raise KeyboardInterrupt
 
+    def prove(remedies: Iterable[str | Remedy]) -> Trial:
+        proven = run_trial(training, remedies, chosen_seeds, steps, engine, on_progress=on_progress, report=report)
+        if not proven.finished:
+            raise KeyboardInterrupt
+        return proven
+
+    if trial is not None or remedies is not None:
+        trial = trial or prove(remedies or ())
+        return _adopted(training, steps, report, trial, known)
+    untried: Sequence[Remedy] = likeliest(report)
+    while True:  # until one is adopted, or all were tried
+        first = max(chosen_seeds) + 2  # seeds that chose an arm would flatter it, in the trial and afresh
+        chosen, untried = screen(training, untried, steps, first, engine, on_progress=on_progress)
+        healed = _adopted(training, steps, report, prove(chosen), known)
+        if healed.remedy is not None or not untried:
+            return healed
+
+
+def _adopted(training: Training, steps: int, report: Report, trial: Trial, known: Mapping[str, Remedy]) -> Healed:
+    """Trained afresh, with the best arm of the trial that keeps its promise there; else untreated."""
     seed = max(trial.seeds) + 1
     untreated = carry_out(fresh(training), steps, seed)
     refused, level = [], None

@@ -190,9 +190,10 @@ def _stacked_norms(tensors: list[Tensor]) -> Tensor:
     return torch.stack([norm.to(norms[0].device) for norm in norms])
 
 
-def initial_weights(model: nn.Module) -> dict[str, InitialWeight]:
+def initial_weights(model: nn.Module, optimizer: Optimizer | None) -> dict[str, InitialWeight]:
     """The parameters before training: shape, fan-in, mean and standard deviation."""
     found = {}
+    driven = {id(p) for group in optimizer.param_groups for p in group["params"]} if optimizer else None
     for name, p in model.named_parameters():
         if is_lazy(p) or p.is_meta or not p.numel():
             continue
@@ -206,6 +207,7 @@ def initial_weights(model: nn.Module) -> dict[str, InitialWeight]:
             low=float(value.min()) if value.numel() else 0.0,
             high=float(value.max()) if value.numel() else 0.0,
             trainable=p.requires_grad,
+            driven=driven is None or id(p) in driven,
         )
     return found
 

@@ -63,7 +63,7 @@ class Recorder:
         self._called = model  # whose passes are read
         self._model: nn.Module = getattr(model, "_orig_mod", model)  # where calls can be seen: what torch.compile wraps
         self._compiled = self._model is not model
-        self.initial = initial_weights(self._model)
+        self.initial = initial_weights(self._model, optimizer)
         self._error: Exception | None = None
         self._scripted = isinstance(self._model, torch.jit.ScriptModule)
         self._optimizer = optimizer

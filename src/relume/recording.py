@@ -115,6 +115,7 @@ class InitialWeight:
     low: float = 0.0
     high: float = 0.0
     trainable: bool = True
+    driven: bool = True  # the optimizer was given it
 
 
 def alike(weight: InitialWeight) -> bool:

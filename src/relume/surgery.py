@@ -145,6 +145,12 @@ def group_of(optimizer: Optimizer, parameter: Tensor | None) -> dict[str, Any] |
     return next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), None)
 
 
+def left_out(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
+    """The parameters that want gradients and that the optimizer was not given, by name."""
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) not in known}
+
+
 def register(
     optimizer: Optimizer | None, named: Mapping[str, nn.Parameter], near: Tensor | None, *, decay: bool = True
 ) -> None:

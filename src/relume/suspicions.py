@@ -282,8 +282,19 @@ def suspect_output(recording: Recording, complaint: tuple[Symptom, ...]) -> Susp
 
 
 def suspect_no_gradient(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
-    """Layers that run and could be trained, but that no gradient ever reaches (`symptoms.find_cut_off`)."""
+    """Layers that run and could be trained, but that no gradient ever reaches (`symptoms.find_cut_off`), or moves.
+
+    Those that the optimizer was not given may be so on purpose: they are a cause only where the loss does not fall.
+    """
     cut = {s.site for s in complaint if "readings_without_gradient" in s.evidence}
+    left = [name for name, start in recording.initial.items() if start.trainable and not start.driven]
+    if not cut and left and any(s.kind == "not_learning" and not s.site for s in complaint):
+        return Suspicion(
+            cause="no_gradient",
+            strength=PLAIN,
+            because=f"{len(left)} of {len(recording.initial)} parameters want gradients, but the optimizer was not "
+            f"given them, so they never move: {', '.join(left[:3])}{', ...' if len(left) > 3 else ''}.",
+        )
     if not cut:
         return None
     names = [layer_name(site.weight) for site in recording.sites if site.name in cut]

@@ -16,7 +16,7 @@ from relume.errors import NOTHING_TO_DO, RemedyError
 from relume.nested import call
 from relume.remedies.record import Edit, Network, require_optimizer
 from relume.sites import undisturbed
-from relume.surgery import register
+from relume.surgery import left_out, register
 
 CLIP_NORM = 1.0  # Pascanu, Mikolov & Bengio 2013 (arXiv:1211.5063); 1 is what language models have settled on
 
@@ -85,8 +85,7 @@ def skip_non_finite(network: Network) -> Edit:
 def train_all(network: Network) -> Edit:
     """Parameters that want gradients and that no optimizer knows join its first group."""
     optimizer = require_optimizer(network, "train_all")
-    known = {id(p) for p in parameters_of(optimizer)}
-    missing = {n: p for n, p in network.model.named_parameters() if p.requires_grad and id(p) not in known}
+    missing = left_out(network.model, optimizer)
     if not missing:
         raise RemedyError(
             f"train_all {NOTHING_TO_DO}: the optimizer drives every parameter that wants a gradient.\n"

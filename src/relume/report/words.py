@@ -40,7 +40,7 @@ CAUSES = {
     "unbounded_activation": "activation function without an upper bound",
     "narrow_and_deep": "network narrow and deep",
     "output_activation": "activation after the last layer",
-    "no_gradient": "no gradient arrives",
+    "no_gradient": "no gradient moves the weights",
     "unknown": "cause unknown",
 }
 BECAUSE = {
@@ -54,7 +54,7 @@ BECAUSE = {
     "unbounded_activation": " because the activation function has no upper bound",
     "narrow_and_deep": " because the network is narrow and deep",
     "output_activation": " because of the activation after the last layer",
-    "no_gradient": " because no gradient arrives there",
+    "no_gradient": " because no gradient moves its weights",
     "unknown": "; no cause was proven",
 }
 REMEDIES = {

@@ -28,11 +28,12 @@ def screen(
     engine: str | Engine = "auto",
     *,
     on_progress: OnProgress | None = None,
-) -> list[Remedy]:
-    """The remedies worth a proof, the best first, at most three; in rounds of four, until one of a round will do.
+) -> tuple[list[Remedy], Sequence[Remedy]]:
+    """The remedies worth a proof, the best first, at most three, and those that were not tried.
 
-    One will do if it ends healthy with a better score than the untreated network. Where none does, those with the best
-    scores come first. One seed proves nothing, and what is proven afterwards must have other seeds.
+    They are tried in rounds of four, until one of a round will do: it ends healthy, with a better score than the
+    untreated network. Where none does, those with the best scores come first. One seed proves nothing, and what is
+    proven afterwards must have other seeds.
     """
     seconds = rehearse(training, steps)
     with opened(training, steps, engine, 1 + ROUND, seconds * steps) as runner:
@@ -47,9 +48,11 @@ def screen(
             runs |= {remedy.name: found[remedy.name][0].run for remedy in tried}
             will_do = [remedy for remedy in tried if _will_do(runs[remedy.name], control)]
             if will_do:
-                return sorted(will_do, key=lambda remedy: -_score(runs[remedy.name]))[:WORTH_PROVING]
+                return sorted(will_do, key=lambda remedy: -_score(runs[remedy.name]))[:WORTH_PROVING], remedies[
+                    start + ROUND :
+                ]
     ran = [remedy for remedy in remedies if not runs[remedy.name].lost]
-    return sorted(ran or remedies, key=lambda remedy: -_score(runs[remedy.name]))[:WORTH_PROVING]
+    return sorted(ran or remedies, key=lambda remedy: -_score(runs[remedy.name]))[:WORTH_PROVING], ()
 
 
 def _will_do(run: Run, control: Run) -> bool:
