@@ -314,6 +314,7 @@ def test_a_compiled_network_gets_no_other_structure() -> None:
     first, second = watch.actions[0].tried
     assert "changes the network's structure, and torch.compile" in first.because and first.verdict is None
     assert second.verdict == "cured" and watch.actions[0].adopted == "reset_bias+he_init"
+    assert watch.actions[0].cause == "bias"  # told by replays, which run what was compiled as it is
     assert accuracy(model) > 0.8
 
 
@@ -353,6 +354,9 @@ def test_what_heal_needs_is_said() -> None:
         relume.watch(model, optimizer, loss=cross_entropy, heal=["relu6x"])
     with pytest.raises(RemedyError, match=r"was given no remedy to try\.\nWrite heal=True"):
         relume.watch(model, optimizer, loss=cross_entropy, heal=[])
+    lbfgs = torch.optim.LBFGS(model.parameters())
+    with pytest.raises(TrainingError, match=r"LBFGS asks its closure for several\.\nWatch with heal=False, or train"):
+        relume.watch(model, lbfgs, loss=cross_entropy, heal=True)
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,7 +428,7 @@ def test_where_no_trial_can_be_run_the_watch_goes_on(
     def fails(*_: Any) -> None:
         raise TrialError("planted")
 
-    monkeypatch.setattr("relume.autopilot.collect", fails)
+    monkeypatch.setattr("relume.tryout.collect", fails)
     _, _, watch = run(*ILL["dead by bias"], steps=120, heal=True, budget=0.5)
     assert not watch.actions and watch.latest.step > 100
     assert stopped(caplog) == ["relume: the autopilot stopped at step 63: planted"]

@@ -17,7 +17,8 @@ import copy
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import fmean, variance
 from typing import Any
@@ -74,6 +75,8 @@ JUDGED_LOSSES = 25  # of the loop, before an adoption and at the end of its guar
 REWIND = "rewind"
 # Families of remedies that leave weights alone: what is broken stays so, unless the weights of a better day come back.
 MENDS_NO_WEIGHTS = ("optimizer", "gradient")
+NO_TARGETS = "the targets of the loss could not be told; hand watch.step what loss= gives for output and target alone"
+NO_WEIGHTS = ("optimizer", "gradient")
 NO_TARGETS = (
     "the targets of the loss could not be told; hand to watch.step what loss= gives for output and target alone"
 )
@@ -160,7 +163,8 @@ class Autopilot:
             return changed
         if recorder.step > self._due:  # that step was read, whatever the clock made the watch read before
             self._look_again(recorder.step)
-            recording = recorder.recording(finished=False)
+            with self._apart():
+                recording = recorder.recording(finished=False)
             if any("critical" in (s.severity, s.at_worst) for s in find(recording)):
                 recorder.window, self._since = [], recorder.step
             else:
@@ -192,11 +196,8 @@ class Autopilot:
         return size >= WINDOW_BYTES or (samples >= WINDOW_SAMPLES and len(pairs) >= FEWEST_PAIRS)
 
     def _treat(self, recorder: Recorder, report: Callable[[], Report]) -> bool:
-        own = self._attributes()
-        try:
+        with self._apart():
             found = self._try_out(recorder, report)
-        finally:
-            own.put_back()
         if found is None:
             return False
         action, remedy, learnt, guard = found
@@ -213,12 +214,20 @@ class Autopilot:
         self._note(replace(action, adopted=remedy.name, changes=tuple(filter(None, lines)), why=""))
         return self._begin_anew(recorder, GUARD_STEPS // GUARD_LOOKS)
 
-    def _attributes(self) -> Attributes:
-        """What copies share with the network and the loss: what functions hold by closure, which no copy replaces."""
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Put back what passes of ours move on beside the network, such as a list that a hook function appends to.
+
+        No copy of a network replaces what functions hold by closure.
+        """
         modules = [*self._model.modules(), *(self._loss.modules() if isinstance(self._loss, nn.Module) else ())]
         hooks = [h for m in modules for h in (*m._forward_pre_hooks.values(), *m._forward_hooks.values())]
         hooks += [h for name in STEP_HOOKS for h in vars(self._optimizer)[name].values()]
-        return Attributes(modules, self._loss, *hooks)
+        attributes = Attributes(modules, self._loss, *hooks)
+        try:
+            yield
+        finally:
+            attributes.put_back()
 
     def _try_out(
         self, recorder: Recorder, report: Callable[[], Report]
@@ -349,7 +358,7 @@ class Autopilot:
     def _adopt(self, remedy: Remedy, pairs: Sequence[Pair]) -> dict[str, str]:
         inputs, targets = zip(*pairs, strict=True)
         twin = Twin(self._model, self._optimizer)
-        with isolated_rng():
+        with isolated_rng(), self._apart():
             seed_all(SEEDS + 1)  # none that the trial has seen
             changes = self._treatment(remedy, twin.model, twin.optimizer, inputs, targets)[2]
         twin.settle()
@@ -372,7 +381,8 @@ class Autopilot:
         if not all(map(math.isfinite, losses)):
             why = "the loss is no longer finite"
         elif recorder.step > GUARD_STEPS:
-            why = _falls(guard, self._scores(guard.held_out), losses[-JUDGED_LOSSES:])
+            with self._apart():
+                why = _falls(guard, self._scores(guard.held_out), losses[-JUDGED_LOSSES:])
         else:
             self._due = min(GUARD_STEPS, recorder.step + GUARD_STEPS // GUARD_LOOKS)
             return False
