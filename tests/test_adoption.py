@@ -284,7 +284,7 @@ def test_an_adopted_rate_holds_where_the_loop_sets_its_own(kind: str, factor: fl
 def test_what_the_loop_sets_is_told() -> None:
     """An adopted rate stands in its group until the loop sets one; then the loop's stands there, and words say so."""
     model, _, x, y = wanting("leaky_relu")
-    parts = [{"params": part.parameters()} for part in (model[0], model[2], model[4])]
+    parts = [{"params": part.parameters()} for part in model.children() if list(part.parameters())]
     optimizer = torch.optim.SGD(parts, lr=0.1)
     before = settings_of(optimizer)
     REMEDIES["lower_learning_rate"].apply(Network(model=model, optimizer=optimizer))
@@ -327,6 +327,7 @@ def test_a_second_lower_rate_holds_under_a_scheduler() -> None:
     StepLR(optimizer, 1000)
     rate = rates_of(optimizer.param_groups)[0]
     seen: list[float] = []
+    earlier = Twin(model, optimizer)
     for _ in range(2):
         twin, before = Twin(model, optimizer), settings_of(optimizer)
         REMEDIES["lower_learning_rate"].apply(Network(model=twin.model, optimizer=twin.optimizer))

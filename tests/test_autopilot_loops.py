@@ -157,7 +157,7 @@ def test_weights_that_are_lost_for_good_are_said_to_be(monkeypatch: pytest.Monke
     assert action.why == "its numbers are no longer finite, and no earlier weights were kept to begin from"
 
 
-# copies ----------------------------------------------------------------------------------------------------------------
+# copies ----------------------------------------------------------------------------------------------------
 
 
 def data(count: int, *, alike: bool = False) -> list[tuple[Tensor, Tensor]]:

@@ -71,7 +71,7 @@ def sum_of_each(model: Any, given: Any, loss: Any) -> Any:
 
 
 def sum_at_once(model: Any, given: Any, loss: Any) -> Any:
-    value = sum(loss(model(x), y) for x, y in given)
+    value: Any = sum(loss(model(x), y) for x, y in given)
     value.backward()
     return value
 
