@@ -448,7 +448,7 @@ def test_targets_that_cannot_be_told_are_said(caplog: pytest.LogCaptureFixture) 
         optimizer.step()
         watch.step(loss)
     assert watch.actions[0].why == (
-        "the targets of the loss could not be told; hand watch.step what loss= gives for output and target alone"
+        "the targets of the loss could not be told; hand to watch.step what loss= gives for output and target alone"
     )
     assert "nothing was tried" in caplog.text
 
