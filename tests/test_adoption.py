@@ -27,6 +27,7 @@ from relume.adoption import (
     structure,
 )
 from relume.remedies import REMEDIES, Network, operate
+from relume.surgery import duplicate
 
 STEPS = 3
 
@@ -240,6 +241,7 @@ BY_HAND: dict[str, Callable[[int, float], float]] = {
     "always the same": lambda step, rate: 0.4,
     "a leap later": lambda step, rate: rate if step < 5 else 0.3,
     "decay of what is there": lambda step, rate: 0.97 * rate,
+    "halves of what is there": lambda step, rate: rate / 2,
     "a tenth of what is there": lambda step, rate: rate / 10 if step == 4 else rate,
 }
 
@@ -319,6 +321,10 @@ def test_rates_of_new_groups_are_held_too() -> None:
     scale_rates(optimizer, [0.5] * 3)  # as a replay does
     train(model, optimizer, x, y, 1)
     assert seen[1] == pytest.approx([0.005] * 3)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": 0.2})
+    scale_rates(optimizer, [0.5] * 4)
+    train(model, optimizer, x, y, 1)
+    assert seen[2] == pytest.approx([0.0025] * 3 + [0.1])
 
 
 def test_a_second_lower_rate_holds_under_a_scheduler() -> None:
@@ -403,13 +409,26 @@ class Scale(nn.Module):
         return (output * self.weight - target).square().mean()
 
 
+class Stubborn(torch.optim.SGD):
+    """Can be copied by class and state alone."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError("planted")
+
+
+def test_a_copied_optimizer_drives_nothing_of_the_loop() -> None:
+    """Parameters that are not the model's, such as a loss's, are copied too where the optimizer is made anew."""
+    model, loss = nn.Linear(8, 3), Scale()
+    optimizer = Stubborn([*model.parameters(), *loss.parameters()], lr=0.1)
+    twin = duplicate(model, optimizer)[1]
+    assert twin is not None
+    mine = {id(p) for p in optimizer.param_groups[0]["params"]}
+    assert len(mine) == 3 and not mine & {id(p) for p in twin.param_groups[0]["params"]}
+
+
 @pytest.mark.parametrize("copies", [True, False])
 def test_a_loss_that_learns_is_copied_with_the_network(copies: bool) -> None:
     """The copied optimizer drives the copied loss, also where it is copied by class and state; all of it goes back."""
-
-    class Stubborn(torch.optim.SGD):
-        def __deepcopy__(self, memo: Any) -> Any:
-            raise TypeError("planted")
 
     torch.manual_seed(0)
     model, loss = nn.Linear(8, 3), Scale()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 
 from relume.nested import as_input, call
 from relume.recorder import Recorder
@@ -29,11 +30,14 @@ def window_of(loop: Any, loss: Any = cross_entropy, count: int = 4) -> tuple[Rec
     recorder = Recorder(model, optimizer, loss)
     recorder.window = []
     recorder.arm(read=False)
+    # a mode that is on in a forward pass would have a compiled network compiled again
+    model[0].register_forward_hook(lambda *_: modes.append(len(_get_current_function_mode_stack())))
+    modes: list[int] = []
     given = batches(count)
     said = loop(model, given, loss)
     optimizer.step()
     recorder.collect(said)
-    assert not model._forward_hooks and not model._forward_pre_hooks
+    assert not model._forward_hooks and not model._forward_pre_hooks and not any(modes)
     return recorder, given
 
 
@@ -135,10 +139,11 @@ def under_autocast(model: Any, given: Any, loss: Any) -> Any:
     return value
 
 
+@pytest.mark.parametrize("loss", [cross_entropy, nn.CrossEntropyLoss()], ids=["function", "module"])
 @pytest.mark.parametrize("loop", [with_evaluation, as_a_number, unsaid, under_autocast])
-def test_one_pass_is_told_in_loops_of_many_shapes(loop: Any) -> None:
+def test_one_pass_is_told_in_loops_of_many_shapes(loop: Any, loss: Any) -> None:
     """An evaluation before the step's end, a loss said as a number or not at all, another precision."""
-    recorder, given = window_of(loop)
+    recorder, given = window_of(loop, loss)
     assert recorder.window is not None
     (((((input,), target)),),) = recorder.window
     assert torch.equal(input, given[0][0]) and torch.equal(target, given[0][1])

@@ -75,8 +75,6 @@ JUDGED_LOSSES = 25  # of the loop, before an adoption and at the end of its guar
 REWIND = "rewind"
 # Families of remedies that leave weights alone: what is broken stays so, unless the weights of a better day come back.
 MENDS_NO_WEIGHTS = ("optimizer", "gradient")
-NO_TARGETS = "the targets of the loss could not be told; hand watch.step what loss= gives for output and target alone"
-NO_WEIGHTS = ("optimizer", "gradient")
 NO_TARGETS = (
     "the targets of the loss could not be told; hand to watch.step what loss= gives for output and target alone"
 )

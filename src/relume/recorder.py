@@ -134,10 +134,11 @@ class Recorder:
         armed: list[Probe | None] = []
 
         def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if self._finder is not None:
+                self._finder.pause()  # also for an evaluation, whose loss is not the step's
             if not torch.is_grad_enabled() or not module.training or not extent((args, kwargs))[0]:
                 return
             if self._finder is not None and self.wants_targets:
-                self._finder.pause()
                 self._inputs.append(as_input(self._model, *own((args, kwargs))))
             if armed:
                 return
