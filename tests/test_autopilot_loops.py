@@ -264,3 +264,20 @@ def test_a_combination_with_nothing_to_do_is_not_told() -> None:
     both = combined(nothing("none"), REMEDIES["no_weight_decay"])
     tryout = Tryout(model, optimizer, nn.functional.mse_loss, data(4), data(2), keep([]))
     assert tryout.run([both])[2] == ()
+
+
+def test_replays_of_a_compiled_network_run_what_was_compiled() -> None:
+    """The cause is told by replays, which torch.compile would not let read a copy of its wrapper."""
+    torch.manual_seed(0)
+    model: Any = torch.compile(dead_by_bias(), backend="eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = relume.watch(model, optimizer, loss=cross_entropy)
+    for batch in torch.randint(0, len(IMAGES), (40, 64)):
+        loss = cross_entropy(model(IMAGES[batch]), LABELS[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        watch.step(loss)
+    report = watch.report()
+    assert report.diagnoses[0].cause == "bias"
+    assert not any("nothing was replayed" in why for why in report.recording.blind)
