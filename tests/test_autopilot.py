@@ -152,7 +152,7 @@ def test_an_ill_run_is_bit_identical_while_nothing_is_proven() -> None:
     assert same(everything(model, optimizer), everything(plain, unwatched))
     (action,) = watch.actions  # what was tried in vain is not tried again
     assert action.adopted is None and action.why == "none was proven to help"
-    assert [attempt.remedy for attempt in action.tried] == ["clip_gradients"]
+    assert [attempt.remedy for attempt in action.tried] == ["rewind+clip_gradients", "clip_gradients"]
 
 
 def test_new_modules_stand_in_the_user_s_own_tree() -> None:
@@ -260,7 +260,7 @@ def test_a_loss_that_is_no_longer_finite_is_rolled_back_early() -> None:
 
 GUARDED: Any = {
     "before": None, "held_out": (), "scores_before": (-2.3, -2.31, -2.29), "losses_before": (2.3, 2.31, 2.29, 2.3),
-    "untreated": (-2.2, -2.25),
+    "untreated": (-2.2, -2.25), "rates": (0.1,),
 }  # fmt: skip
 
 
@@ -314,6 +314,7 @@ def test_a_compiled_network_gets_no_other_structure() -> None:
     first, second = watch.actions[0].tried
     assert "changes the network's structure, and torch.compile" in first.because and first.verdict is None
     assert second.verdict == "cured" and watch.actions[0].adopted == "reset_bias+he_init"
+    assert watch.actions[0].cause == "bias"  # told by replays, which run what was compiled as it is
     assert accuracy(model) > 0.8
 
 
@@ -332,7 +333,7 @@ def test_the_window_holds_copies() -> None:
         loss.backward()
         optimizer.step()
         recorder.collect(loss)
-    for step, ((input,), target) in enumerate(recorder.window):
+    for step, (((input,), target),) in enumerate(recorder.window):
         assert torch.equal(input, IMAGES[8 * step : 8 * step + 8])
         assert torch.equal(target, LABELS[8 * step : 8 * step + 8])
     assert len(recorder.window) == 3
@@ -353,6 +354,9 @@ def test_what_heal_needs_is_said() -> None:
         relume.watch(model, optimizer, loss=cross_entropy, heal=["relu6x"])
     with pytest.raises(RemedyError, match=r"was given no remedy to try\.\nWrite heal=True"):
         relume.watch(model, optimizer, loss=cross_entropy, heal=[])
+    lbfgs = torch.optim.LBFGS(model.parameters())
+    with pytest.raises(TrainingError, match=r"LBFGS asks its closure for several\.\nWatch with heal=False, or train"):
+        relume.watch(model, lbfgs, loss=cross_entropy, heal=True)
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,7 +428,7 @@ def test_where_no_trial_can_be_run_the_watch_goes_on(
     def fails(*_: Any) -> None:
         raise TrialError("planted")
 
-    monkeypatch.setattr("relume.autopilot.collect", fails)
+    monkeypatch.setattr("relume.tryout.collect", fails)
     _, _, watch = run(*ILL["dead by bias"], steps=120, heal=True, budget=0.5)
     assert not watch.actions and watch.latest.step > 100
     assert stopped(caplog) == ["relume: the autopilot stopped at step 63: planted"]
@@ -443,7 +447,9 @@ def test_targets_that_cannot_be_told_are_said(caplog: pytest.LogCaptureFixture) 
         loss.backward()
         optimizer.step()
         watch.step(loss)
-    assert [action.why for action in watch.actions][:1] == ["the targets of the loss could not be told"]
+    assert watch.actions[0].why == (
+        "the targets of the loss could not be told; hand to watch.step what loss= gives for output and target alone"
+    )
     assert "nothing was tried" in caplog.text
 
 

@@ -382,7 +382,7 @@ def test_code_that_a_trace_would_change_is_refused(kind: type[Functional], reaso
     assert left
     assert all(re.search(reason, words) for words in left.values())
     assert "forward" not in vars(model)
-    assert set(vars(model)) == set(before) | ({"last"} if kind is Remembering else set())
+    assert set(vars(model)) == set(before)
 
 
 @pytest.mark.parametrize("name", sorted(set(NETS) - {"tuple_output"}))

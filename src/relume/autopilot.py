@@ -16,9 +16,10 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from statistics import fmean, variance
 from typing import Any
 
@@ -26,8 +27,19 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from relume.actions import Action, Attempt, taken_back, told
-from relume.adoption import Twin, is_compiled, keep_schedule, scheduled, settings_of, structure
+from relume.actions import Action, taken_back, told
+from relume.adoption import (
+    Twin,
+    hold_rates,
+    is_compiled,
+    keep_schedule,
+    loop_rates,
+    rates_of,
+    scheduled,
+    settings_of,
+    structure,
+)  # fmt: skip
+from relume.attributes import Attributes
 from relume.diagnosis import REMEDIES_FOR, Diagnosis
 from relume.errors import RemedyError, TrainingError
 from relume.interventions import SURE
@@ -40,12 +52,10 @@ from relume.report.headline import headline
 from relume.report.results import Page
 from relume.sites import undisturbed
 from relume.snapshots import SNAPSHOT_BYTES
-from relume.surgery import copied_loss, require_own_hooks
+from relume.surgery import STEP_HOOKS, copied_loss, require_own_hooks
 from relume.symptoms import find
-from relume.training import Training, batch_size
-from relume.trial.arms import CONTROL, Job, Outcome
-from relume.trial.engine import Sequential
-from relume.trial.proof import collect, judged
+from relume.training import batch_size
+from relume.tryout import SEEDS, STEPS, Pair, Tryout, mean_loss, score_of
 from relume.verdicts import WINNING, Arm, Run, difference
 
 log = logging.getLogger("relume")
@@ -57,21 +67,19 @@ WINDOW_SAMPLES = 2000  # collected for a trial: a thousand to learn from, and as
 WINDOW_BYTES = 64 * 2**20
 FEWEST_PAIRS = 8  # of batches collected, where they are large
 PATIENCE = 20  # steps without one target that could be told
-TRIED = 8  # remedies tried on one seed
 WORTHWHILE = 0.01  # of the loss: a network is not changed for less
-PROVEN = 3  # of them that are then proven
-SEEDS = 3  # pairs of runs behind a proof
-TRIAL_STEPS = 100  # of each copy: as many as a replay, enough for units killed by a high learning rate to show
-GUARD_STEPS = TRIAL_STEPS  # after an adoption: what the copies had reached by then is known
+GUARD_STEPS = STEPS  # after an adoption: what the copies had reached by then is known
 GUARD_LOOKS = 4  # meanwhile, so that a loss that is no longer finite is seen early
 JUDGED_LOSSES = 25  # of the loop, before an adoption and at the end of its guard: a quarter of it
 
 REWIND = "rewind"
 # Families of remedies that leave weights alone: what is broken stays so, unless the weights of a better day come back.
 MENDS_NO_WEIGHTS = ("optimizer", "gradient")
+NO_TARGETS = (
+    "the targets of the loss could not be told; hand to watch.step what loss= gives for output and target alone"
+)
+NO_WEIGHTS = "its numbers are no longer finite, and no earlier weights were kept to begin from"
 DRAWS_ANEW = "initialisation"  # the family that refuses a trained network; a trial has shown that nothing is lost
-
-Pair = tuple[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +91,15 @@ class _Guard:
     scores_before: tuple[float, ...]  # minus the loss on each held-out batch
     losses_before: tuple[float, ...]  # of the latest steps
     untreated: tuple[float, ...]  # scores of the control's runs, None left out
+    rates: Sequence[float]  # of the optimizer's groups, as they were adopted
 
 
 class Autopilot:
     """Heals the network of a watched loop. `look` is called after steps that were read or kept; it says what it did.
 
     `remedies` replaces those that the diagnosis recommends. Raises TrainingError where a loss function or an optimizer
-    is missing, or several processes train together, and RemedyError for a remedy that is unknown or a network that
-    cannot be copied.
+    is missing, the optimizer is L-BFGS, or several processes train together, and RemedyError for a remedy that is
+    unknown or a network, optimizer or loss that cannot be copied.
     """
 
     def __init__(
@@ -106,6 +115,11 @@ class Autopilot:
                     f"watch(..., heal=True) trains copies of the network and needs the {what} for it; none was given.\n"
                     "Write relume.watch(model, optimizer, loss=loss_fn, heal=True)."
                 )
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise TrainingError(
+                "watch(..., heal=True) trains copies by one loss a step; LBFGS asks its closure for several.\n"
+                "Watch with heal=False, or train with another optimizer."
+            )
         if _processes() > 1:
             raise TrainingError(
                 f"watch(..., heal=True) changes the network of one process; found {_processes()}, which "
@@ -125,7 +139,8 @@ class Autopilot:
         self._guard: _Guard | None = None
         self._wait = self._due = FIRST_LOOK
         self._since = 0  # the step at which the window began
-        Twin(self._model, optimizer)  # a network that cannot be copied says so now, not in mid-run
+        self._rates = rates_of(optimizer.param_groups)  # as they were before the loop set any
+        Twin(self._model, optimizer, loss)  # a network that cannot be copied says so now, not in mid-run
         self._keep_good(0)
 
     @property
@@ -135,6 +150,7 @@ class Autopilot:
 
     def look(self, recorder: Recorder, report: Callable[[], Report]) -> bool:
         """Do what is to be done at this step; whether the network was changed, so that a new recorder must begin."""
+        self._tell_rates()
         if self._guard is not None:
             return recorder.step > self._due and self._watch_over(self._guard, recorder)
         if recorder.window is not None:
@@ -145,7 +161,8 @@ class Autopilot:
             return changed
         if recorder.step > self._due:  # that step was read, whatever the clock made the watch read before
             self._look_again(recorder.step)
-            recording = recorder.recording(finished=False)
+            with self._apart():
+                recording = recorder.recording(finished=False)
             if any("critical" in (s.severity, s.at_worst) for s in find(recording)):
                 recorder.window, self._since = [], recorder.step
             else:
@@ -171,65 +188,108 @@ class Autopilot:
         if not recorder.window:
             recorder.flush()
             return not math.isfinite(recorder.losses[-1]) or recorder.step - self._since > PATIENCE
-        size = sum(t.numel() * t.element_size() for t in tensors(recorder.window))
-        samples = sum(batch_size(input) for input, _ in recorder.window)
-        return size >= WINDOW_BYTES or (samples >= WINDOW_SAMPLES and len(recorder.window) >= FEWEST_PAIRS)
+        pairs = [pair for step in recorder.window for pair in step]
+        size = sum(t.numel() * t.element_size() for t in tensors(pairs))
+        samples = sum(batch_size(input) for input, _ in pairs)
+        return size >= WINDOW_BYTES or (samples >= WINDOW_SAMPLES and len(pairs) >= FEWEST_PAIRS)
 
     def _treat(self, recorder: Recorder, report: Callable[[], Report]) -> bool:
-        found = report()
-        diagnosis = next((d for d in found.diagnoses if d.severity == "critical"), None)
-        if diagnosis is None:
-            self._keep_good(recorder.step)
+        with self._apart():
+            found = self._try_out(recorder, report)
+        if found is None:
             return False
-        pairs = recorder.window or recorder.first  # a loss that is not finite tells no target; earlier steps did
-        step = self._done + recorder.step
-        action = Action(
-            step=step, cause=diagnosis.cause, finding=headline(Page(report=found)), tried=(), adopted=None
-        )  # fmt: skip
-        if len(pairs) < 2:
-            return self._note(replace(action, why="the targets of the loss could not be told"))
-        remedies = self._candidates(diagnosis)
-        if not remedies:
-            return False  # all were tried, and that was told
-        require_own_hooks(self._optimizer)
-        loss = copied_loss(self._loss)
-        log.info("relume: step %d: %s The loop waits while remedies are tried on copies.", step, action.finding)
-        learnt, held_out = pairs[::2], pairs[1::2]
-        before = self._scores(held_out)
-        trial = _Trial(self._model, self._optimizer, loss, learnt, held_out, self._treatment)
-        control, arms, attempts = trial.run(remedies)
-        untreated = tuple(run.score for run in control if run.score is not None)
-        action = replace(
-            action,
-            tried=attempts,
-            loss_before=_loss(before),
-            loss_untreated=_loss(untreated),
-            why="none was proven to help",
-        )
-        best = max((arm for arm in arms if _helps(arm, control, before)), key=_mean_score, default=None)
-        if best is None:
-            self._tried.update((diagnosis.cause, remedy.name) for remedy in remedies)
-            return self._note(action)
-        remedy = next(remedy for remedy in remedies if remedy.name == best.name)
-        recorder.flush()
-        losses = tuple(recorder.losses[-JUDGED_LOSSES:])
-        guard = _Guard(Twin(self._model, self._optimizer), held_out, before, losses, untreated)
+        action, remedy, learnt, guard = found
         try:
             changes = self._adopt(remedy, learnt)
         except BaseException:
             guard.before.settle()
             raise
-        self._guard = guard
+        self._rates = rates_of(self._optimizer.param_groups)
+        self._guard = replace(guard, rates=self._rates)
         self._good = None  # its weights may no longer fit
         self._tried.clear()
-        changes = tuple(f"{place}: {words}" for place, words in changes.items())
-        self._note(replace(action, adopted=remedy.name, changes=changes, why=""))
+        lines = [f"{place}: {words}" for place, words in changes.items()] + [loop_rates(self._optimizer)]
+        self._note(replace(action, adopted=remedy.name, changes=tuple(filter(None, lines)), why=""))
         return self._begin_anew(recorder, GUARD_STEPS // GUARD_LOOKS)
 
-    def _note(self, action: Action) -> bool:
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Put back what passes of ours move on beside the network, such as a list that a hook function appends to.
+
+        No copy of a network replaces what functions hold by closure.
+        """
+        modules = [*self._model.modules(), *(self._loss.modules() if isinstance(self._loss, nn.Module) else ())]
+        hooks = [h for m in modules for h in (*m._forward_pre_hooks.values(), *m._forward_hooks.values())]
+        hooks += [h for name in STEP_HOOKS for h in vars(self._optimizer)[name].values()]
+        attributes = Attributes(modules, self._loss, *hooks)
+        try:
+            yield
+        finally:
+            attributes.put_back()
+
+    def _try_out(
+        self, recorder: Recorder, report: Callable[[], Report]
+    ) -> tuple[Action, Remedy, Sequence[Pair], _Guard] | None:
+        """Diagnose, and try remedies on copies: what is to be adopted, and what it will be measured by."""
+        found = report()
+        diagnosis = next((d for d in found.diagnoses if d.severity == "critical"), None)
+        if diagnosis is None:
+            self._keep_good(recorder.step)
+            return None
+        steps = recorder.window or [(pair,) for pair in recorder.first]  # a loss that is not finite tells no target
+        pairs = [pair for step in steps for pair in step]
+        action = Action(
+            step=self._done + recorder.step, cause=diagnosis.cause, finding=headline(Page(report=found)), tried=(),
+            adopted=None,
+        )  # fmt: skip
+        if len(pairs) < 2:
+            return self._note(replace(action, why=NO_TARGETS))
+        remedies = self._candidates(diagnosis)
+        if not remedies:
+            lost = self._good is None and not self._is_sound() and (diagnosis.cause, REWIND) not in self._tried
+            self._tried.add((diagnosis.cause, REWIND))
+            return self._note(replace(action, why=NO_WEIGHTS)) if lost else None  # all were tried, and that was told
+        require_own_hooks(self._optimizer)
+        log.info("relume: step %d: %s The loop waits while remedies are tried on copies.", action.step, action.finding)
+        learnt, held_out = pairs[::2], pairs[1::2]
+        before = self._scores(held_out)
+        passes = Counter(map(len, steps)).most_common(1)[0][0]
+        tryout = Tryout(
+            self._model, self._optimizer, self._loss, learnt, held_out, self._treatment, passes=passes,
+            summed=recorder.summed,
+        )  # fmt: skip
+        control, arms, attempts, looked_at = tryout.run(remedies, wanted=self._chosen is not None)
+        untreated = tuple(run.score for run in control if run.score is not None)
+        action = replace(
+            action,
+            tried=attempts,
+            loss_before=mean_loss(before),
+            loss_untreated=mean_loss(untreated),
+            why="none was proven to help",
+        )
+        best = max((arm for arm in arms if _helps(arm, control, before)), key=_mean_score, default=None)
+        if best is None:
+            self._tried.update((diagnosis.cause, remedy.name) for remedy in looked_at)
+            return self._note(action)
+        remedy = next(remedy for remedy in remedies if remedy.name == best.name)
+        recorder.flush()
+        losses = tuple(recorder.losses[-JUDGED_LOSSES:])
+        twin = Twin(self._model, self._optimizer, self._loss)
+        return action, remedy, learnt, _Guard(twin, held_out, before, losses, untreated, self._rates)
+
+    def _note(self, action: Action) -> None:
         self.actions.append(action)
         log.warning("relume: %s", told(action))
-        return False
+
+    def _tell_rates(self) -> None:
+        """Say, once, that the loop sets rates by hand after one was adopted."""
+        line = loop_rates(self._optimizer)
+        adopted = next(
+            (i for i, a in reversed([*enumerate(self.actions)]) if a.adopted and a.rolled_back is None), None
+        )
+        if line and adopted is not None and line not in self.actions[adopted].changes:
+            self.actions[adopted] = replace(self.actions[adopted], changes=(*self.actions[adopted].changes, line))
+            log.info("relume: %s", line)
 
     def _begin_anew(self, recorder: Recorder, due: int) -> bool:
         self._done += recorder.step
@@ -239,17 +299,21 @@ class Autopilot:
     def _candidates(self, diagnosis: Diagnosis) -> list[Remedy]:
         """The remedies to try, best first: those that change no weights also with the weights of a better day."""
         names = dict.fromkeys((*diagnosis.remedies, *REMEDIES_FOR["unknown"]))
-        broken = not all(map(_is_finite, self._model.state_dict().values()))
+        broken = not self._is_sound()
         found: dict[str, Remedy] = {}
         for remedy in _listed(names) if self._chosen is None else self._chosen:
-            gentle = remedy.family in MENDS_NO_WEIGHTS and self._chosen is None
+            gentle = remedy.family in MENDS_NO_WEIGHTS
             if self._good is not None and (broken or gentle):
                 rewound = combined(self._rewind(), remedy)
                 found[rewound.name] = rewound
             if not broken:
                 found[remedy.name] = remedy
         known = self._refused | {name for cause, name in self._tried if cause == diagnosis.cause}
-        return [remedy for name, remedy in found.items() if name not in known][:TRIED]
+        return [remedy for name, remedy in found.items() if name not in known]
+
+    def _is_sound(self) -> bool:
+        """Whether all numbers in the network are finite."""
+        return all(map(_is_finite, self._model.state_dict().values()))
 
     def _rewind(self) -> Remedy:
         """The weights, and what the optimizer knew of them, of the last step at which nothing critical was found."""
@@ -285,12 +349,14 @@ class Autopilot:
             )
         if scheduled(optimizer):
             keep_schedule(optimizer, settings)
+        else:
+            hold_rates(optimizer, settings, moving=rates_of(settings) != self._rates)
         return model, optimizer, {str(place): str(words) for place, words in treated.changes.items()}
 
     def _adopt(self, remedy: Remedy, pairs: Sequence[Pair]) -> dict[str, str]:
         inputs, targets = zip(*pairs, strict=True)
         twin = Twin(self._model, self._optimizer)
-        with isolated_rng():
+        with isolated_rng(), self._apart():
             seed_all(SEEDS + 1)  # none that the trial has seen
             changes = self._treatment(remedy, twin.model, twin.optimizer, inputs, targets)[2]
         twin.settle()
@@ -313,7 +379,8 @@ class Autopilot:
         if not all(map(math.isfinite, losses)):
             why = "the loss is no longer finite"
         elif recorder.step > GUARD_STEPS:
-            why = _falls(guard, self._scores(guard.held_out), losses[-JUDGED_LOSSES:])
+            with self._apart():
+                why = _falls(guard, self._scores(guard.held_out), losses[-JUDGED_LOSSES:])
         else:
             self._due = min(GUARD_STEPS, recorder.step + GUARD_STEPS // GUARD_LOOKS)
             return False
@@ -324,85 +391,27 @@ class Autopilot:
             self._look_again(recorder.step)
             return False
         self._refused.add(str(action.adopted))
-        guard.before.settle()
+        if lost := guard.before.lost():
+            why += f"; not put back: {', '.join(lost)}"
+        self._put_back(guard)
         self.actions[-1] = replace(action, rolled_back=self._done + recorder.step, why=why)
         log.warning("relume: %s", taken_back(self.actions[-1]))
         return self._begin_anew(recorder, FIRST_LOOK)
 
-
-class _Trial:
-    """Copies of the network as it is now, trained on some batches and scored on others, with and without remedies."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        loss: Callable[[Any, Any], Any],
-        learnt: Sequence[Pair],
-        held_out: Sequence[Pair],
-        treatment: Callable[..., Any],
-    ) -> None:
-        driven: list[Optimizer] = []
-
-        def fresh() -> nn.Module:
-            twin = Twin(model, optimizer)
-            driven[:] = [twin.optimizer]
-            return twin.model
-
-        self._treatment = treatment
-        training = Training(
-            model=fresh,
-            optimizer=lambda parameters: driven[0],
-            loss=loss,
-            batches=_Shuffled(learnt),
-            validation=held_out,
-            steps=TRIAL_STEPS,
-        )
-        self._runner = Sequential((training, TRIAL_STEPS))
-
-    def run(self, remedies: Sequence[Remedy]) -> tuple[list[Run], list[Arm], tuple[Attempt, ...]]:
-        """The control's runs, the arms that were worth a proof, and what became of every remedy."""
-        first = self._train(remedies, [0])
-        control = first[CONTROL][0].run
-        higher = [r for r in remedies if _score(first[r.name][0].run) > _score(control)]
-        higher.sort(key=lambda r: -_score(first[r.name][0].run))
-        proven = higher[:PROVEN]
-        outcomes = self._train(proven, range(1, SEEDS + 1)) if proven else first
-        controls = [outcome.run for outcome in outcomes[CONTROL]]
-        arms = {remedy.name: judged(controls, outcomes[remedy.name]) for remedy in proven}
-        attempts = tuple(_attempt(first[r.name][0].run, arms.get(r.name), better=r in higher) for r in remedies)
-        return controls, list(arms.values()), attempts
-
-    def _train(self, remedies: Sequence[Remedy], seeds: Iterable[int]) -> dict[str, list[Outcome]]:
-        treatments = {CONTROL: None, **{remedy.name: partial(self._treatment, remedy) for remedy in remedies}}
-        return collect(self._runner, [Job(name, seed, act) for seed in seeds for name, act in treatments.items()])
-
-
-class _Shuffled:
-    """Batches in an order that the global generator draws afresh for each pass."""
-
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        self._pairs = pairs
-
-    def __iter__(self) -> Any:
-        return iter([self._pairs[i] for i in torch.randperm(len(self._pairs)).tolist()])
-
-
-def _attempt(first: Run, arm: Arm | None, *, better: bool) -> Attempt:
-    """What became of a remedy, by its proof where it came to that, or else by its run with the first seed."""
-    if arm is not None:
-        scores = [score for score in arm.scores if score is not None]
-        return Attempt(remedy=arm.name, verdict=arm.verdict, loss=_loss(scores), because=arm.because)
-    judged_by = "Others did better on a first seed." if better else "No better than untreated on a first seed."
-    scores = [] if first.score is None else [first.score]
-    return Attempt(
-        remedy=first.arm, verdict=None, loss=_loss(scores), because=" ".join(first.failure.split()) or judged_by
-    )
+    def _put_back(self, guard: _Guard) -> None:
+        """Make the network as it was; rates that the loop has set since stay in their proportion to those adopted."""
+        groups, free = self._optimizer.param_groups, not scheduled(self._optimizer)
+        now = rates_of(groups)
+        guard.before.settle()
+        for group, rate, adopted in zip(groups, now, guard.rates, strict=False):
+            if free and adopted and rate != adopted:
+                group["lr"] = group["lr"] * (rate / adopted)
+        self._rates = rates_of(groups)
 
 
 def _helps(arm: Arm, control: Sequence[Run], before: Sequence[float]) -> bool:
     """Proven, no more of it ill than without, and a loss worthwhile below that without it and that of now."""
-    losses = [-score for score in (fmean(before), *(_score(run) for run in control)) if math.isfinite(score)]
+    losses = [-score for score in (fmean(before), *(score_of(run) for run in control)) if math.isfinite(score)]
     low = min(losses, default=math.inf)
     worthwhile = -_mean_score(arm) <= low - WORTHWHILE * abs(low) if losses else True
     ill = fmean(run.burden for run in arm.runs) > fmean(run.burden for run in control)
@@ -431,15 +440,6 @@ def _falls(guard: _Guard, scores: Sequence[float], losses: Sequence[float]) -> s
         if fmean(losses) - fmean(before) > SURE * noise:
             return f"the loss rose from {fmean(before):.3g} to {fmean(losses):.3g}"
     return ""
-
-
-def _score(run: Run) -> float:
-    return run.score if run.score is not None and math.isfinite(run.score) else -math.inf
-
-
-def _loss(scores: Sequence[float]) -> float | None:
-    mean = -fmean(scores) if scores else math.nan
-    return mean if math.isfinite(mean) else None
 
 
 def _processes() -> int:

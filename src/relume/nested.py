@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -39,6 +40,26 @@ def arguments(input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(input, Mapping):
         return (), dict(input)
     return (tuple(input) if isinstance(input, (tuple, list)) else (input,)), {}
+
+
+def as_input(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What `call` passes on as these arguments; where there are both kinds, all by name. None where that cannot be."""
+    if not args or not kwargs:
+        return kwargs if kwargs else args
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return None
+    kinds = bound.signature.parameters
+    named: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        if kinds[name].kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(value)
+        elif kinds[name].kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL):
+            return None
+        else:
+            named[name] = value
+    return named
 
 
 def extent(value: Any) -> tuple[int, int]:

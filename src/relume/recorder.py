@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from relume.kept import Kept, own
-from relume.nested import extent, first_float
+from relume.nested import as_input, extent, first_float
 from relume.pace import clock
 from relume.probe import Probe, initial_weights
 from relume.proof import prove_runs, silent_units
@@ -55,7 +55,8 @@ class Recorder:
         self.readings: list[Reading] = []
         self.kept = Kept()  # for the closing reading, for proofs and for the targets of replays
         self.first: list[tuple[Any, Any]] = []  # (input, target) of the first steps; given the loss function
-        self.window: list[tuple[Any, Any]] | None = None  # of the latest steps, while they are collected
+        self.window: list[tuple[tuple[Any, Any], ...]] | None = None  # of the latest steps, while they are collected
+        self.summed = False  # the gradients of a step's passes, where there are several, and not averaged
         self.note = ""
         self.began: float | None = None  # by `pace.clock`, the forward pass of the latest step that was armed
         self.sites: dict[str, Site] = {}
@@ -74,6 +75,7 @@ class Recorder:
         self.direct = False  # what is to be appended to them is `loss.item()`
         self._probe: Probe | None = None
         self._finder = TargetFinder(loss) if loss is not None else None
+        self._inputs: list[Any] = []  # of each pass of the step, while targets are wanted
         self._hooks: list[Any] = []
         self.ranks = ranks_of(model) if trained else None
         self._closed: tuple[int, list[Reading]] | None = None
@@ -132,7 +134,13 @@ class Recorder:
         armed: list[Probe | None] = []
 
         def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if armed or not torch.is_grad_enabled() or not module.training or not extent((args, kwargs))[0]:
+            if self._finder is not None:
+                self._finder.pause()  # also for an evaluation, whose loss is not the step's
+            if not torch.is_grad_enabled() or not module.training or not extent((args, kwargs))[0]:
+                return
+            if self._finder is not None and self.wants_targets:
+                self._inputs.append(as_input(self._model, *own((args, kwargs))))
+            if armed:
                 return
             self.began = clock()
             if self._keeper is None:
@@ -153,7 +161,8 @@ class Recorder:
                 self._probe = armed[0]
                 self._probe.trace.__exit__(None, None, None)
                 self._probe.read_output(output)
-            if armed and self._finder is not None and (self._wants_first or self.window is not None):
+            trains = torch.is_grad_enabled() and module.training  # and not an evaluation within the step
+            if armed and trains and self._finder is not None and self.wants_targets:
                 self._finder.begin(output)
 
         self._hooks = [
@@ -178,8 +187,9 @@ class Recorder:
         while self._hooks:
             self._hooks.pop().remove()
         self._probe = None
+        self._inputs = []
         if self._finder is not None:
-            self._finder.end(None)
+            self._finder.forget()
 
     @property
     def step(self) -> int:
@@ -199,13 +209,14 @@ class Recorder:
     def collect(self, loss: Tensor | float | None = None) -> Reading | None:
         """Count one optimizer step; the reading of it, if it was probed."""
         probe, reading = self._probe, None
-        target = self._finder.end(loss) if self._hooks and self._finder is not None else None
-        if target is not None and self.kept.batches:
-            pair = _as_input(*self.kept.batches[-1]), own(target)
-            if self._wants_first:
-                self.first.append(pair)
+        found = self._finder.end(loss) if self._hooks and self._finder is not None else None
+        if found is not None and len(found.passes) == len(self._inputs) and all(x is not None for x in self._inputs):
+            pairs = tuple(zip(self._inputs, own(found.passes), strict=True))
+            if self._wants_first and len(pairs) == 1:
+                self.first += pairs
             if self.window is not None:
-                self.window.append(pair)
+                self.window.append(pairs)
+                self.summed = found.summed
         self.count(loss)
         if probe is not None and self._error is None and probe.trace.error is None:
             reading = probe.reading(loss, self._optimizer)
@@ -422,11 +433,6 @@ class _Hook:
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()
-
-
-def _as_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The arguments of a forward pass as `training.call` takes them."""
-    return kwargs if kwargs and not args else args
 
 
 def _backward(value: Tensor, parameters: list[Tensor]) -> None:

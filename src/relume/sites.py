@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from relume import nn as catalogue
 from relume.activations import ACTIVATIONS, Activation
+from relume.attributes import Attributes
 from relume.randomness import isolated_rng
 from relume.recording import Site
 
@@ -372,7 +373,10 @@ def _parameters_of(name: str, args: Any, kwargs: Any) -> tuple[dict[str, float],
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Leaves the model and the global random generators bit-identical: buffers, modes and gradients are put back."""
+    """Leaves the model and the global random generators as they were, bit-identical.
+
+    Buffers, modes, gradients and plain attributes are put back, such as a counter that `forward` moves on.
+    """
     kept: list[tuple[dict[str, Any], str, Tensor | None, Tensor | None]] = [
         (store, name, tensor, None if tensor is None else tensor.detach().clone())
         for module in model.modules()
@@ -380,6 +384,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         for name, tensor in store.items()
         if tensor is None or not is_lazy(tensor)
     ]
+    attributes = Attributes(model.modules())
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(p, p.grad) for p in model.parameters()]
     try:
@@ -391,6 +396,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 if tensor is not None and value is not None and not (tensor.is_meta or torch.equal(tensor, value)):
                     tensor.copy_(value)
                 store[name] = tensor  # the same tensor again, also where forward replaced it
+        attributes.put_back()
         for module, mode in modes:
             module.training = mode
         for parameter, gradient in gradients:

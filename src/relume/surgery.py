@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from relume.attributes import Attributes
 from relume.errors import RemedyError
 from relume.nested import call
 from relume.nn import Curve
@@ -42,6 +43,9 @@ def duplicate(
     know which copy is of what. Raises RemedyError where the model cannot be copied.
     """
     memo = {} if memo is None else memo
+    for tensor in Attributes(model.modules()).of_graphs:  # such as activations that `forward` keeps; none can be copied
+        memo[id(tensor)] = tensor.detach().clone()
+        memo.setdefault(id(memo), []).append(tensor)
     try:
         new_model = copy.deepcopy(model, memo)
     except Exception as error:
@@ -59,15 +63,16 @@ def duplicate(
     return new_model, new_optimizer
 
 
-def copied_loss(loss: Any) -> Any:
+def copied_loss(loss: Any, memo: dict[int, Any] | None = None) -> Any:
     """A loss to train copies with: its own, where it is a module, which may have parameters and keep a state.
 
+    `memo` is as for `duplicate`: an optimizer that drives the loss's parameters is then copied to drive the copy's.
     Raises RemedyError where it cannot be copied.
     """
     if not isinstance(loss, nn.Module):
         return loss
     try:
-        return copy.deepcopy(loss)
+        return copy.deepcopy(loss, memo)
     except Exception as error:
         raise RemedyError(
             f"the loss {type(loss).__name__} cannot be copied: {type(error).__name__}: {error}.\n"
@@ -112,7 +117,10 @@ def _copy_optimizer(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
     except Exception as error:
         try:  # by class and state, the way a checkpoint is read
             groups = [
-                {k: [memo.get(id(p), p) for p in v] if k == "params" else copy.deepcopy(v) for k, v in group.items()}
+                {
+                    k: [copy.deepcopy(p, memo) for p in v] if k == "params" else copy.deepcopy(v)
+                    for k, v in group.items()
+                }
                 for group in optimizer.param_groups
             ]
             twin = type(optimizer)(groups, **optimizer.defaults)

@@ -68,6 +68,7 @@ class watch:
         if not budget > 0:
             raise ValueError(f"budget is the share of the run's time that reading may take, above 0; found {budget!r}.")
         self._model = model
+        self._plain: nn.Module = getattr(model, "_orig_mod", model)  # copies are of what torch.compile wraps
         self._optimizer = optimizer
         self._loss = loss
         self._budget = budget
@@ -89,7 +90,7 @@ class watch:
         model, optimizer, loss = self._model, self._optimizer, self._loss
         self._recorder = Recorder(model, optimizer, loss, resumed=resumed)
         self._recorder.keep_inputs()
-        self._start = _snapshot(model) if loss is not None and optimizer is not None else None
+        self._start = _snapshot(self._plain) if loss is not None and optimizer is not None else None
         self._rates = [float(group.get("lr", 0.0)) for group in optimizer.param_groups] if optimizer else []
         self._written = 0
         self._next_reading = self._next_look = 0
@@ -293,7 +294,7 @@ class watch:
     def _report(self) -> Report:
         if self._start is None or self._optimizer is None or self._loss is None or not self._recorder.first:
             return report_on(self.recording)
-        scene = scene_from(self._model, self._optimizer, self._start, self._rates, self._recorder.first, self._loss)
+        scene = scene_from(self._plain, self._optimizer, self._start, self._rates, self._recorder.first, self._loss)
         return report_on(self.recording, lambda since: scene)
 
     def _guarded(self, act: Any, *args: Any) -> None:

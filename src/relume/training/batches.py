@@ -11,6 +11,17 @@ from relume.errors import DataError
 from relume.nested import tensors
 
 
+class Several(tuple[Any, ...]):
+    """Batches that make one step together: their gradients are averaged."""
+
+    __slots__ = ()
+
+
+def parts(batch: Any) -> tuple[Any, ...]:
+    """The batches that a step is made of: one, where they are not `Several`."""
+    return tuple(batch) if isinstance(batch, Several) else (batch,)
+
+
 def split(batch: Any) -> tuple[Any, Any]:
     """Input and target of a batch; DataError when it is not a pair."""
     if isinstance(batch, (tuple, list)) and len(batch) == 2:

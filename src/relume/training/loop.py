@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from relume.errors import DataError, TrainingError
 from relume.nested import call
 from relume.randomness import isolated_rng, seed_all
-from relume.training.batches import batch_size, describe, device_of, kind_of, require_finite, split, to_device
+from relume.training.batches import batch_size, describe, device_of, kind_of, parts, require_finite, split, to_device
 from relume.training.record import Training
 from relume.training.stream import STREAM_SALT, Stream
 
@@ -135,17 +135,22 @@ def train(
     device = device_of(model)
     losses: list[float] = []
     for step in range(1, steps + 1):
-        batch = to_device(next(stream), device)
-        loss = loss_of(training, model, batch)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            require_finite(batch, getattr(stream, "index", step - 1))
-        optimizer.zero_grad()
-        _backward(loss)
+        batches = parts(to_device(next(stream), device))
+        total = torch.zeros((), device=device)
+        for number, batch in enumerate(batches):
+            loss = loss_of(training, model, batch)
+            if not math.isfinite(float(loss.detach())):
+                require_finite(batch, getattr(stream, "index", step - 1))
+            if number == 0:
+                optimizer.zero_grad()
+            loss = loss / len(batches) if len(batches) > 1 else loss
+            _backward(loss)
+            total = total + loss.detach() if len(batches) > 1 else loss
         optimizer.step()
+        value = float(total.detach())
         losses.append(value)
         if watch is not None:
-            watch.step(loss)
+            watch.step(total)
         if after_step is not None:
             after_step(step, value)
         if not math.isfinite(value):

@@ -18,7 +18,7 @@ from relume.randomness import isolated_rng, one_thread
 from relume.recorder import Recorder
 from relume.recording import Recording
 from relume.symptoms import burden, dead_share, find, saturated_share
-from relume.training import Stream, Training, batch_size, build, device_of, score, split, to_device, train
+from relume.training import Stream, Training, batch_size, build, device_of, parts, score, split, to_device, train
 from relume.verdicts import Run
 
 CONTROL = "untreated"
@@ -138,7 +138,7 @@ def first_batches(stream: Stream, steps: int) -> list[tuple[Any, Any]]:
     """Copies of inputs and targets of the first batches, about a thousand samples; the batches are still to come."""
     size = batch_size(stream.peek(1)[0])
     batches = stream.peek(min(steps, MOST_BATCHES, -(-EXAMPLES // max(1, size))))
-    return [copy.deepcopy(split(batch)) for batch in batches]
+    return [copy.deepcopy(split(part)) for batch in batches for part in parts(batch)]
 
 
 def summarise(trained: Trained, arm: str, seed: int, engine: str) -> Run:
