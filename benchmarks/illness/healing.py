@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.illness import cases, truth
-from relume import heal
+from relume import diagnose, heal
 
 
 def healed(seed: int, longest: int) -> dict[str, Any] | None:
@@ -19,7 +19,8 @@ def healed(seed: int, longest: int) -> dict[str, Any] | None:
     if spec.steps > longest or spec.planted == "nan_batch" or not truth.measure(spec).ill:
         return None
     began = time.perf_counter()
-    result = heal(cases.training(spec))
+    training = cases.training(spec)
+    result = heal(training, report=diagnose(training, seed=seed))  # of the very run that is ill
     before, after = result.score_before, result.score_after
     if after is None:
         outcome = "same" if before is None else "worse"
