@@ -11,6 +11,7 @@ FIRST_RUN = 2000  # steps whose share may be spent at once: what is ill from the
 GROWTH = 4  # from one early reading to the next, in steps done, where the budget allows no more
 AIM = 0.6  # of the budget, for looks and readings; the rest is left for counting steps and for what was not measured
 FEWEST = 0.1  # of the budget, for readings, whatever looks cost
+COPYING = 0.1  # of the budget, for copies of the network that replays may begin from; they count as looks
 FIRST_READINGS = 2  # without regard to cost: a branch that starts at zero gets its first gradient a step later
 COLD = 2.0  # times what later readings cost, the first one does: caches are empty
 LONGEST_WAIT = 2000  # steps between readings, whatever one costs: a run of any length is read now and then
@@ -55,6 +56,10 @@ class Pace:
         self.spent += extra
         self._readings += 1
         self._cost = 0.7 * self._cost + 0.3 * min(extra, 4 * self._cost) if self._cost else extra / COLD
+
+    def copies(self, cost: float) -> int:
+        """Steps from one copy of the network to the next, where each costs so much."""
+        return min(LONGEST_WAIT, math.ceil(cost / (COPYING * self._budget * self.usual))) if self.usual else 1
 
     def wait(self, done: int) -> int:
         """Steps from the latest reading, with so many done, to the next."""

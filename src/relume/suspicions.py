@@ -52,6 +52,14 @@ def suspect_inputs(recording: Recording, complaint: tuple[Symptom, ...]) -> Susp
             cause="unscaled_inputs", strength=1.0, because=f"{fed.non_finite} input values are NaN or infinite."
         )
     strength = _off(fed.rms, 1.0, tolerated=10.0)
+    later = _later_input(recording, complaint)
+    if later is not None and (changed := _off(later.rms, max(fed.rms, 1e-12), tolerated=10.0)) > strength:
+        return Suspicion(
+            cause="unscaled_inputs",
+            strength=changed,
+            because=f"The inputs have a root mean square of {number(later.rms)} since then; at first it was "
+            f"{number(fed.rms)}.",
+        )
     if strength <= 0:
         return None
     return Suspicion(
@@ -333,6 +341,13 @@ def _telling_input(recording: Recording) -> InputReading | None:
     """The first batch with NaN in it, or else the first batch."""
     read = [r.input for r in recording.readings if r.input is not None]
     return next((batch for batch in read if batch.non_finite), read[0] if read else None)
+
+
+def _later_input(recording: Recording, complaint: Iterable[Symptom]) -> InputReading | None:
+    """The first batch read since the complaint holds; None where it held from the start."""
+    since = min((s.since for s in complaint if not s.born), default=0)
+    read = (r.input for r in recording.readings if r.step >= since > 0 and r.input is not None)
+    return next(read, None)
 
 
 def _sites_of(recording: Recording, complaint: Iterable[Symptom]) -> list[Site]:

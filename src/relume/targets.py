@@ -16,7 +16,8 @@ class TargetFinder:
     """Armed between a forward pass and the end of its step; `found(loss)` is the target, or None.
 
     A loss that is a module is hooked. Of a plain function, the tensors that are combined with the model's output are
-    tried as its target, and the one that gives the very loss of the step is it.
+    tried as its target, and the one that gives the very loss of the step is it. Where that is not finite, which many
+    would give, it is the only one that the function takes.
     """
 
     def __init__(self, loss: Callable[[Any, Any], Tensor]) -> None:
@@ -51,15 +52,17 @@ class TargetFinder:
         self._output, self._candidates = None, []
         if not isinstance(loss, Tensor):
             return None
+        found: dict[int, Any] = {}
         with torch.no_grad():
             for candidate in candidates:
                 try:
-                    same = torch.equal(self._loss(output, candidate).detach(), loss.detach())
+                    same = torch.equal(self._loss(output, candidate).nan_to_num(), loss.detach().nan_to_num())
                 except Exception:
                     continue
                 if same:
-                    return candidate
-        return None
+                    found[id(candidate)] = candidate
+        one = len(found) == 1 or (bool(found) and bool(torch.isfinite(loss).all()))
+        return next(iter(found.values())) if one else None
 
 
 def _take_off(mode: TorchFunctionMode) -> None:
