@@ -52,7 +52,8 @@ class Scene:
     usual: Sequence[Batch] = ()  # of the run's first steps, where the batches may have changed since
 
 
-SceneAt = Callable[[int], Scene]  # the nearest scene at or before a step
+# The nearest scene before an illness that began at one step and was half done at another; so many scenes back from it.
+SceneAt = Callable[[int, int, int], Scene]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +73,16 @@ def experiments(
     done: dict[tuple[Scene, str, int], _Replayed | None] = {}
     found: dict[int, tuple[Experiment, ...]] = {}
     for index, group in enumerate(complaints(recording, symptoms)):
-        since = 0 if any(s.born for s in group) else min(s.since for s in group)
-        scene = scene_at(since)
+        since = half = 0
+        if not any(s.born for s in group):
+            since = min(s.since for s in group)
+            half = min(int(s.evidence.get("median_step", s.since)) for s in group)
+        scene = scene_at(since, half, 0)
         tried = _tried(done, scene, recording, group)
-        for _ in range(EARLIER):
+        for back in range(1, EARLIER + 1):
             if scene.step == 0 or not tried or any(_mends(e, tried[0]) for e in _named(tried)):
                 break
-            scene = scene_at(scene.step - 1)  # what went wrong may have done so before that one
+            scene = scene_at(since, half, back)  # what went wrong may have done so before that one
             tried = _tried(done, scene, recording, group)
         if tried:
             found[index] = tried
@@ -286,10 +290,10 @@ def scenes_from(snapshots: Snapshots, stretches: Sequence[Stretch], loss: Callab
         usual = stretches[0].pairs if index else ()
         return Scene(start=start, batches=stretch.pairs, loss=loss, step=step, usual=usual)
 
-    def scene_at(since: int) -> Scene:
-        step = max(step for step in snapshots.taken if step <= since)
+    def scene_at(since: int, half: int, back: int) -> Scene:
+        step = snapshots.before(half, back)  # few units that died early on are no reason to begin there
         known = [i for i, s in enumerate(stretches) if i == 0 or (s.pairs and s.start >= step)]
-        return scene(step, min(known, key=lambda i: abs(stretches[i].start - since)))
+        return scene(step, min(known, key=lambda i: abs(stretches[i].start - half)))
 
     return scene_at
 
@@ -298,7 +302,7 @@ def report_on(recording: Recording, scene_at: SceneAt | None = None) -> Report:
     """The report on a recording; with scenes to replay from, causes are tried out on copies."""
     if scene_at is None:
         return Report.of(recording)
-    first = scene_at(0)
+    first = scene_at(0, 0, 0)
     try:
         with isolated_rng(), one_thread():
             known = reach_of(first.start()[0], first.batches, first.loss)

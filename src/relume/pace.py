@@ -57,9 +57,13 @@ class Pace:
         self._readings += 1
         self._cost = 0.7 * self._cost + 0.3 * min(extra, 4 * self._cost) if self._cost else extra / COLD
 
-    def copies(self, cost: float) -> int:
-        """Steps from one copy of the network to the next, where each costs so much."""
-        return min(LONGEST_WAIT, math.ceil(cost / (COPYING * self._budget * self.usual))) if self.usual else 1
+    def copies(self, done: int, cost: float) -> int:
+        """Steps, with so many done, from one copy of the network to the next, where each costs so much.
+
+        At most as many as are done, so that a short run has some.
+        """
+        fewest = math.ceil(cost / (COPYING * self._budget * self.usual)) if self.usual else 1
+        return min(fewest, done, LONGEST_WAIT)
 
     def wait(self, done: int) -> int:
         """Steps from the latest reading, with so many done, to the next."""

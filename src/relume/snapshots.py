@@ -25,7 +25,7 @@ from relume.surgery import STEP_HOOKS, duplicate, require_own_hooks
 
 SNAPSHOT_BYTES = 256 * 2**20  # for all of them together, weights and optimizer states
 EVERY = 50  # steps between snapshots, at least: a replay of 100 steps reaches past the next
-LATEST = 3  # kept while nothing happens
+LATEST = 3  # kept while nothing happens, at most
 FROZEN = 6  # kept for good, each from before an event; that of the start is one of them
 SILENCED = 0.1  # of all units fell silent since the last event: something went wrong
 JUMP = 3.0  # times the loss of the snapshot
@@ -100,7 +100,7 @@ class Snapshots:
 
     `look` is called between steps with the number of steps done and the loss. The oldest snapshots go unless they are
     frozen; together they stay within `SNAPSHOT_BYTES`: of a large network there are fewer, and none where three would
-    not fit or where it cannot be copied. `copy` makes one.
+    not fit or where it cannot be copied. `copy` makes one; of the latest, `recent` are kept.
     """
 
     def __init__(
@@ -109,10 +109,12 @@ class Snapshots:
         optimizer: Optimizer,
         latest: Callable[[], Reading | None],
         copy: Callable[[nn.Module, Optimizer], Again] = whole,
+        recent: int = LATEST,
     ) -> None:
         self.cost = 0.0  # seconds that the latest took, by `pace.clock`
         self._model, self._optimizer, self._latest, self._copy = model, optimizer, latest, copy
         self._recent: deque[tuple[int, Snapshot]] = deque()
+        self._most_recent = recent
         self._frozen: dict[int, Snapshot] = {}
         self._over: set[int] = set()  # of the frozen, those whose loss was reached again
         self._level = math.inf  # the loss at the newest snapshot or event; infinite where that was not finite
@@ -124,6 +126,11 @@ class Snapshots:
     def taken(self) -> Mapping[int, Snapshot]:
         """All there are, by the number of steps that were done."""
         return dict(sorted({**self._frozen, **dict(self._recent)}.items()))
+
+    def before(self, step: int, back: int = 0) -> int:
+        """The step of the nearest one at or before a step, or so many back from it; 0 where there is none."""
+        steps = [0, *(at for at in self.taken if 0 < at <= step)]
+        return steps[max(0, len(steps) - 1 - back)]
 
     def begin(self) -> None:
         """Take one of the start, which stays; also of a network that is too large for more."""
@@ -192,4 +199,4 @@ class Snapshots:
     def _room(self) -> tuple[int, int]:
         """How many there may be of the recent and of the frozen ones."""
         room = SNAPSHOT_BYTES // max(1, self._size())
-        return min(LATEST, room // 3), min(FROZEN, room - room // 3)
+        return min(self._most_recent, room // 3), min(FROZEN, room - room // 3)

@@ -32,6 +32,7 @@ log = logging.getLogger("relume")
 
 TIMED = 2  # steps after the first reading whose time is taken; later it is one
 AGAIN = 8  # steps read in a row, and as many looks after them, to make sure of a layer that seems dead
+RECENT = 2  # snapshots: they are further apart than in a check-up, and the newest may be from after an event
 LOSSES = 20  # whose median is the loss at a look: one batch tells little
 FOLLOWING = 0.04  # of all steps, at most, whose batches are kept because something had happened; the first time is free
 
@@ -97,7 +98,7 @@ class watch:
         self._snapshots = None
         if loss is not None and optimizer is not None:
             inner = getattr(model, "_orig_mod", model)  # replays have no use for what torch.compile makes of it
-            self._snapshots = Snapshots(inner, optimizer, lambda: self.latest, states)
+            self._snapshots = Snapshots(inner, optimizer, lambda: self.latest, states, RECENT)
             self._snapshots.begin()
         self._later: dict[int, Stretch] = {}  # what followed an event, by the step of the snapshot before it
         self._written = 0
@@ -197,7 +198,7 @@ class watch:
         recorder.flush()
         newest = recorder.losses[-1]
         loss = median(recorder.losses[-LOSSES:]) if math.isfinite(newest) else newest
-        before = snapshots.look(recorder.step, loss, self._pace.copies(snapshots.cost))
+        before = snapshots.look(recorder.step, loss, self._pace.copies(recorder.step, snapshots.cost))
         if before is not None and recorder.followed <= FOLLOWING * recorder.step:
             self._later = {at: stretch for at, stretch in self._later.items() if at in snapshots.taken}
             self._later[before] = recorder.follow(KEPT_BYTES // FROZEN)
