@@ -119,6 +119,7 @@ class Snapshots:
         self._over: set[int] = set()  # of the frozen, those whose loss was reached again
         self._level = math.inf  # the loss at the newest snapshot or event; infinite where that was not finite
         self._silent: float | None = None
+        self._judged: Reading | None = None
         self._last = 0  # step at which one was taken
         self._copies = True
 
@@ -181,8 +182,9 @@ class Snapshots:
         if self._level < math.inf and not loss < JUMP * self._level:
             return True
         reading = self._latest()
-        if reading is None or not reading.sites:
+        if reading is None or reading is self._judged or not reading.sites:
             return False
+        self._judged = reading
         units = sum(len(read.silent) for read in reading.sites.values())
         silent = sum(int(read.silent.sum()) for read in reading.sites.values()) / max(1, units)
         if self._silent is None or silent < self._silent:
