@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ from relume.nested import extent
 from relume.pace import LONGEST_WAIT, Pace
 from relume.snapshots import FROZEN, Snapshots, states, whole
 from relume.targets import TargetFinder
-from relume.watch import FOLLOWING, RECENT
+from relume.watch import RECENT
 
 AT, STEPS = 600, 900  # the step at which something happens, and of all
 
@@ -147,6 +148,7 @@ def test_a_compiled_network_is_replayed_as_well() -> None:
     with relume.watch(compiled, optimizer, loss=F.mse_loss) as watch:  # pyright: ignore[reportArgumentType]
         train(compiled, optimizer, raised_rate, watch=watch)
     assert only_cause(watch).cause == "learning_rate_too_high"
+    assert watch._snapshots is not None and type(watch._snapshots.taken[0].again()[0]) is nn.Sequential
 
 
 # nothing is changed -------------------------------------------------------------------------------------------------
@@ -198,6 +200,7 @@ def test_ten_thousand_steps_hold_no_more_than_the_budget(monkeypatch: pytest.Mon
     size = 3 * sum(p.numel() * p.element_size() for p in model.parameters())  # with two moments
     budget = 6 * size
     monkeypatch.setattr(snapshots, "SNAPSHOT_BYTES", budget)
+    monkeypatch.setattr(sys.modules["relume.watch"], "FOLLOWING", 0.01)
 
     def event(step: int, optimizer: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         if step % 1000 == 500:
@@ -217,7 +220,7 @@ def test_ten_thousand_steps_hold_no_more_than_the_budget(monkeypatch: pytest.Mon
         assert max(seen) - unwatched <= budget + batches + kept + 3 * size  # standstill keeps states of its own
         assert max(seen[5:]) <= 1.1 * max(seen[:5])
         assert len(watch._snapshots.taken) <= 6 and len(watch._later) <= FROZEN
-        assert watch._recorder.followed <= FOLLOWING * 10_000 + 32
+        assert watch._recorder.followed <= 0.01 * 10_000 + 32
 
 
 @pytest.mark.parametrize(("room", "most"), [(9, 1 + RECENT), (3, 2), (1, 1), (0, 0)])
@@ -255,9 +258,10 @@ def test_where_targets_cannot_be_told_nothing_is_copied() -> None:
     with relume.watch(model, optimizer, loss=F.mse_loss, budget=1e-6) as watch:
         for _ in range(200):
             for _ in range(2):
-                F.mse_loss(model(torch.randn(8, 16)), torch.randn(8, 1)).backward()
+                loss = F.mse_loss(model(torch.randn(8, 16)), torch.randn(8, 1)) / 2
+                loss.backward()
             optimizer.step()
-            watch.step()
+            watch.step(loss)  # pyright: ignore[reportPossiblyUnboundVariable] two passes
             optimizer.zero_grad()
         assert watch._snapshots is not None and list(watch._snapshots.taken) == [0]
         assert not model._forward_hooks and not model._forward_pre_hooks
