@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
@@ -17,13 +18,15 @@ from torch import Tensor, nn
 
 import relume
 import relume.nn
+from relume.changes import CannotChange, changed
 from relume.diagnosis import REMEDIES_FOR, Experiment, likeliest_cause
 from relume.interventions import CHANGES, Scene, _is_lower, replay
 from relume.recording import Recording
 from relume.remedies import REMEDIES, find_remedy
 from relume.report import words
 from relume.snapshots import pair
-from relume.suspicions import Cause, Suspicion, number
+from relume.suspicions import Cause, Suspicion, number, suspicions
+from relume.symptoms import Symptom
 from relume.training import Training
 
 
@@ -189,7 +192,8 @@ def test_a_replay_is_the_same_each_time_and_each_change_changes_something() -> N
         model = network()
         return model, torch.optim.SGD(list(model.parameters())[1:], lr=1e-6)  # one is left out, to be handed over
 
-    scene = Scene(start=start, batches=x, loss=lambda o, t: ((o[:, 0] - t) ** 2).mean())
+    usual = [(a / 100, b * 100 + 7) for a, b in x]
+    scene = Scene(start=start, batches=x, loss=lambda o, t: ((o[:, 0] - t) ** 2).mean(), usual=usual)
     control = replay(scene, recording, None, 30).losses
     assert control == replay(scene, recording, None, 30).losses
     for change in CHANGES:
@@ -410,6 +414,45 @@ def test_inputs_of_a_table_are_standardised_column_by_column() -> None:
     values = torch.cat([x for x, _ in scaled_batches])
     assert torch.allclose(values.mean(0), torch.zeros(16), atol=1e-4)
     assert torch.allclose(values.std(0, correction=0), torch.ones(16), atol=1e-3)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_data_that_changed_are_brought_back_to_what_they_were(place: int) -> None:
+    """Shifted and scaled data get their old mean and deviation, column by column; what did not change stays."""
+    before = [(x, torch.stack([y.float(), -y.float()], 1)) for x, y in batches()]
+    now: Any = [tuple(part * 40 + 9 if i == place else part for i, part in enumerate(batch)) for batch in before]
+    model = mlp()()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    recording = report_of(mlp(), SGD, 0.1, 1.0, replays=False).recording
+    for change in (c for c in CHANGES if c.back is not None):
+        if change.back == place:
+            _, back = changed(change, recording, model, optimizer, now, before)
+            for batch, old in zip(back, before, strict=True):
+                for a, b in zip(batch, old, strict=True):
+                    torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+        for data, usual in ((before, before), (now, ()), *([(now, before)] if change.back != place else [])):
+            with pytest.raises(CannotChange):
+                changed(change, recording, model, optimizer, data, usual)
+
+
+def test_what_changed_in_mid_run_is_seen_in_the_numbers() -> None:
+    """Inputs and a learning rate that are many times what they were before the complaint are suspected."""
+    steady = report_of(mlp(), SGD, 0.1, 1.0, replays=False).recording
+    late = Symptom(kind="dead", site=steady.sites[0].name, since=steady.readings[-2].step)
+    assert not {"unscaled_inputs"} & {s.cause for s in suspicions(steady, (late,))}
+    fed = steady.readings[-1].input
+    assert fed is not None
+    changes: tuple[tuple[dict[str, Any], str, str], ...] = (
+        ({"input": replace(fed, rms=fed.rms * 50)}, "unscaled_inputs", "root mean square of"),
+        ({"learning_rate": 10.0}, "learning_rate_too_high", "went from 0.1 to 10"),
+    )
+    for change, cause, said in changes:
+        readings = tuple(replace(r, **change) if r.step >= late.since else r for r in steady.readings)
+        found = [s for s in suspicions(replace(steady, readings=readings), (late,)) if s.cause == cause]
+        assert found and found[0].strength >= 0.5 and said in found[0].because
+        born = replace(late, since=0, born=True)
+        told = suspicions(replace(steady, readings=readings), (born,))
+        assert not any(said in s.because for s in told)
 
 
 def test_a_snapshot_keeps_what_hangs_on_the_optimizer() -> None:

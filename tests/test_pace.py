@@ -24,7 +24,8 @@ def readings(
                 pace.ordinary(step)
             due = done - 1 + pace.wait(done)
         elif done % 50 == 0:
-            pace.look(look + counting, counting)
+            pace.counted(counting)
+            pace.look(look + counting)
             spent += look
     return read, spent / (steps * step)
 

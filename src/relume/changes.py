@@ -26,6 +26,7 @@ from relume.wiring import follow
 
 USUAL_UPDATE = 1e-3  # of a weight's size per step: the rule of thumb for a sound learning rate
 OUT_OF_PROPORTION = 100  # times the root mean square of the median batch: single samples may differ tenfold
+OTHERWISE = 3.0  # times the size, or standard deviations of the mean, by which data are no longer what they were
 ADAM_RATE = 1e-3  # Kingma & Ba 2015, section 2: their default, and torch's
 
 Batch = tuple[Any, Any]
@@ -54,6 +55,7 @@ class Change:
     fits: Callable[[Recording, Mapping[Cause, float]], bool]  # whether it is worth a replay; given the suspicions
     network: Callable[[Copied], Optimizer | None] | None = None  # an optimizer that it gives back takes over
     data: Callable[[Sequence[Batch]], Sequence[Batch]] | None = None
+    back: int | None = None  # the place in a batch that is brought back to what it was in the run's first steps
     covers: tuple[Cause, ...] = ()  # other causes that it takes away too, so that it cannot tell them apart
 
 
@@ -111,23 +113,52 @@ def _sound_scale(copied: Copied) -> None:
 # the data -----------------------------------------------------------------------------------------------------------
 
 
-def _standardise(batches: Sequence[Batch], place: int) -> Sequence[Batch]:
-    """Mean 0 and standard deviation 1: each feature of a table by itself, images and sequences as a whole."""
+def _values(batches: Sequence[Batch], place: int) -> tuple[Tensor, bool] | None:
+    """The rows of a table; of images and sequences all numbers in one column, and False; None where none is a float."""
     firsts = [t.detach().float() for batch in batches if (t := first_float(batch[place])) is not None]
     if not firsts:
-        return batches
+        return None
     table = all(t.dim() == 2 for t in firsts) and len({t.shape[1] for t in firsts}) == 1
-    values = torch.cat(firsts) if table else torch.cat([t.reshape(-1) for t in firsts])[:, None]
+    return (torch.cat(firsts) if table else torch.cat([t.reshape(-1) for t in firsts])[:, None]), table
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column; of a constant one the latter is 1."""
     known = torch.isfinite(values)
     count = known.sum(0).clamp(min=1)
     mean = values.where(known, 0.0).sum(0) / count
     std = ((values - mean).where(known, 0.0).square().sum(0) / count).sqrt()
-    std = std.where(std > ONE_CONSTANT * mean.abs().clamp(min=1e-12), 1.0)  # a constant feature stays one
+    return mean, std.where(std > ONE_CONSTANT * mean.abs().clamp(min=1e-12), 1.0)
+
+
+def _as_before(batches: Sequence[Batch], usual: Sequence[Batch], place: int) -> Sequence[Batch]:
+    """At the mean and standard deviation that they had, feature by feature, where these are no longer alike."""
+    now, before = _values(batches, place), _values(usual, place)
+    if now is None or before is None or now[0].shape[1] != before[0].shape[1]:
+        raise CannotChange
+    (mean, std), (old_mean, old_std) = (_moments(values.reshape(-1, 1)) for values, _ in (now, before))
+    if 1 / OTHERWISE <= std / old_std <= OTHERWISE and abs(mean - old_mean) <= OTHERWISE * old_std:
+        raise CannotChange
+    return _standardise(batches, place, _moments(before[0]))
+
+
+def _standardise(
+    batches: Sequence[Batch], place: int, to: tuple[Tensor, Tensor] | tuple[float, float] = (0.0, 1.0)
+) -> Sequence[Batch]:
+    """Mean 0 and standard deviation 1: each feature of a table by itself, images and sequences as a whole.
+
+    `to` gives another mean and another standard deviation.
+    """
+    found = _values(batches, place)
+    if found is None:
+        return batches
+    values, table = found
+    (mean, std), (new_mean, new_std) = _moments(values), to
 
     def scaled(value: Any) -> Any:
         if isinstance(value, Tensor):
             fits = value.is_floating_point() and (not table or value.shape[-1:] == mean.shape)
-            return ((value - mean) / std).nan_to_num(0.0, 0.0, 0.0) if fits else value
+            return ((value - mean) / std).nan_to_num(0.0, 0.0, 0.0) * new_std + new_mean if fits else value
         if isinstance(value, (tuple, list)):
             return type(value)(scaled(v) for v in value)
         return {k: scaled(v) for k, v in value.items()} if isinstance(value, dict) else value
@@ -188,6 +219,7 @@ def _suspected(*causes: Cause) -> Callable[[Recording, Mapping[Cause, float]], b
     return lambda recording, strength: any(strength.get(cause, 0.0) > 0 for cause in causes)
 
 
+_PARTS: tuple[tuple[int, str, Cause], ...] = ((0, "inputs", "unscaled_inputs"), (1, "targets", "unscaled_targets"))
 CHANGES: tuple[Change, ...] = (
     Change(
         words="the learning rate divided by 10",
@@ -221,6 +253,15 @@ CHANGES: tuple[Change, ...] = (
         cause="no_gradient",
         fits=_suspected("no_gradient"),
         network=_hand_over,
+    ),
+    *(
+        Change(
+            words=f"{what} brought back to the scale that they had in the first steps",
+            cause=cause,
+            fits=lambda recording, strength: True,  # made only where they are no longer what they were
+            back=place,
+        )
+        for place, what, cause in _PARTS
     ),
     Change(words="biases at zero", cause="bias", fits=_suspected("bias"), network=_zero_biases),
     Change(
@@ -310,14 +351,22 @@ PLAIN_NETWORK = Change(
 
 
 def changed(
-    change: Change | None, recording: Recording, model: nn.Module, optimizer: Optimizer, batches: Sequence[Batch]
+    change: Change | None,
+    recording: Recording,
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Sequence[Batch],
+    usual: Sequence[Batch] = (),
 ) -> tuple[Optimizer, Sequence[Batch]]:
     """Make a change to a copy and its data; the optimizer and the batches to go on with.
 
+    `usual` are batches of the run's first steps, where the others are later ones.
     Raises `CannotChange` where there is nothing to change, and whatever the user's network makes of the change.
     """
     if change is None:
         return optimizer, batches
+    if change.back is not None:
+        batches = _as_before(batches, usual, change.back)
     if change.data is not None:
         batches = change.data(batches)
     if change.network is not None:

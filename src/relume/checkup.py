@@ -76,7 +76,7 @@ def scenes_of(training: Training, seed: int, snapshots: Snapshots) -> SceneAt:
         batches = [to_device(batch, device) for batch in first_batches(stream, LONGEST_OF_SINGLES)]
         return Scene(start=start, batches=batches, loss=training.loss, step=step)
 
-    return lambda since: scene(max((step for step in snapshots.taken if step <= since), default=0))
+    return lambda since, half, back: scene(snapshots.before(since, back))
 
 
 def checkup(model: nn.Module, batches: Iterable[Any], loss: Any = None) -> Report:

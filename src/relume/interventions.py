@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import cycle, islice
 from typing import Any
 
@@ -17,14 +17,14 @@ from torch.optim import Optimizer
 from relume.changes import BY_THE_BOOK, CHANGES, PLAIN_NETWORK, USUAL_UPDATE, Batch, Change, changed
 from relume.diagnosis import MENDED, Experiment, burden_of, complaints, is_of_the_loss, measure_of
 from relume.errors import RemedyError
-from relume.kept import KEPT_BYTES
+from relume.kept import KEPT_BYTES, Stretch
 from relume.nested import call, tensors
 from relume.randomness import isolated_rng, one_thread
 from relume.reach import reach
 from relume.recorder import Recorder
 from relume.recording import Reach, Recording
 from relume.report import Report
-from relume.snapshots import pair
+from relume.snapshots import Snapshots
 from relume.surgery import copied_loss
 from relume.suspicions import Cause, suspicions
 from relume.symptoms import LEARNT, UNLEARNT, Symptom, find, loss_unit, run_level, usual_update
@@ -41,7 +41,7 @@ SURE = 2.0  # standard errors by which a loss must be lower
 WORTH = 0.01  # of the loss of the best constant answer: what less is won is not missed, as one point of R^2 is not
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scene:
     """What a replay starts from: the network at some step, and the batches that followed."""
 
@@ -49,9 +49,11 @@ class Scene:
     batches: Sequence[Batch]  # (input, target), in order; used again from the first when there are too few
     loss: Callable[[Any, Any], Tensor]
     step: int = 0  # optimizer steps done before it
+    usual: Sequence[Batch] = ()  # of the run's first steps, where the batches may have changed since
 
 
-SceneAt = Callable[[int], Scene]  # the nearest scene at or before a step
+# The nearest scene before an illness that began at one step and was half done at another; so many scenes back from it.
+SceneAt = Callable[[int, int, int], Scene]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +70,19 @@ def experiments(
 
     The global random generators and the network are left as they are.
     """
-    done: dict[tuple[int, str, int], _Replayed | None] = {}
+    done: dict[tuple[Scene, str, int], _Replayed | None] = {}
     found: dict[int, tuple[Experiment, ...]] = {}
     for index, group in enumerate(complaints(recording, symptoms)):
-        since = 0 if any(s.born for s in group) else min(s.since for s in group)
-        scene = scene_at(since)
+        since = half = 0
+        if not any(s.born for s in group):
+            since = min(s.since for s in group)
+            half = min(int(s.evidence.get("median_step", s.since)) for s in group)
+        scene = scene_at(since, half, 0)
         tried = _tried(done, scene, recording, group)
-        for _ in range(EARLIER):
+        for back in range(1, EARLIER + 1):
             if scene.step == 0 or not tried or any(_mends(e, tried[0]) for e in _named(tried)):
                 break
-            scene = scene_at(scene.step - 1)  # what went wrong may have done so before that one
+            scene = scene_at(since, half, back)  # what went wrong may have done so before that one
             tried = _tried(done, scene, recording, group)
         if tried:
             found[index] = tried
@@ -85,7 +90,7 @@ def experiments(
 
 
 def _tried(
-    done: dict[tuple[int, str, int], _Replayed | None],
+    done: dict[tuple[Scene, str, int], _Replayed | None],
     scene: Scene,
     recording: Recording,
     group: tuple[Symptom, ...],
@@ -138,14 +143,14 @@ def _rates(recording: Recording, of_the_loss: bool) -> list[Change]:
 
 
 def _once(
-    done: dict[tuple[int, str, int], _Replayed | None],
+    done: dict[tuple[Scene, str, int], _Replayed | None],
     scene: Scene,
     recording: Recording,
     steps: int,
     change: Change | None,
 ) -> _Replayed | None:
     """A replay, made once for all complaints; None where the change cannot be made."""
-    key = scene.step, change.words if change else "", steps
+    key = scene, change.words if change else "", steps
     if key not in done:
         try:
             done[key] = _replayed(scene, recording, change, steps)
@@ -225,7 +230,7 @@ def replay(scene: Scene, recording: Recording, change: Change | None, steps: int
     with isolated_rng(), one_thread():
         torch.manual_seed(0)  # what dropout draws is the same in every replay
         model, optimizer = scene.start()
-        optimizer, batches = changed(change, recording, model, optimizer, scene.batches)
+        optimizer, batches = changed(change, recording, model, optimizer, scene.batches, scene.usual)
         own_loss = copied_loss(scene.loss)
         recorder = Recorder(model, optimizer)
         every = max(1, steps // READINGS)
@@ -263,33 +268,41 @@ def _steps(recording: Recording, scene: Scene, symptoms: tuple[Symptom, ...]) ->
     return min(wanted, longest, max(REPLAY_STEPS, recording.steps))
 
 
-def scene_from(
-    model: nn.Module,
-    optimizer: Optimizer,
-    weights: Mapping[str, Tensor],
-    rates: Sequence[float],
-    batches: Sequence[Batch],
-    loss: Callable[[Any, Any], Tensor],
-) -> Scene:
-    """A scene from a network in training: its weights and learning rates as they were at the start."""
+def scenes_from(snapshots: Snapshots, stretches: Sequence[Stretch], loss: Callable[[Any, Any], Tensor]) -> SceneAt:
+    """The scenes of a loop of the user's own: the nearest snapshot, with the batches and learning rates of a stretch.
 
-    def start() -> tuple[nn.Module, Optimizer]:
-        fresh, again = pair(model, optimizer)
-        fresh.load_state_dict(dict(weights))
-        fresh.train()
-        again.state.clear()
-        for group, rate in zip(again.param_groups, rates, strict=True):
-            group["lr"] = rate or group.get("initial_lr", group["lr"])  # a warm-up starts from 0, where nothing moves
-        return fresh, again
+    The first stretch is that of the run's first steps; the others were kept where something happened. What happened
+    some time after a snapshot was taken is put to the network as it was then. Needs a snapshot of step 0.
+    """
 
-    return Scene(start=start, batches=batches, loss=loss)
+    @cache
+    def scene(step: int, index: int) -> Scene:
+        stretch, taken = stretches[index], snapshots.taken[step]
+        rates = stretch.rates if stretch.start >= step else ()  # else those of the snapshot
+
+        def start() -> tuple[nn.Module, Optimizer]:
+            model, optimizer = taken.again()
+            model.train()
+            for group, rate in zip(optimizer.param_groups, rates, strict=False):
+                group["lr"] = rate or group.get("initial_lr", group["lr"])  # a warm-up starts from 0: nothing moves
+            return model, optimizer
+
+        usual = stretches[0].pairs if index else ()
+        return Scene(start=start, batches=stretch.pairs, loss=loss, step=step, usual=usual)
+
+    def scene_at(since: int, half: int, back: int) -> Scene:
+        step = snapshots.before(half, back)  # few units that died early on are no reason to begin there
+        known = [i for i, s in enumerate(stretches) if i == 0 or (s.pairs and s.start >= step)]
+        return scene(step, min(known, key=lambda i: abs(stretches[i].start - half)))
+
+    return scene_at
 
 
 def report_on(recording: Recording, scene_at: SceneAt | None = None) -> Report:
     """The report on a recording; with scenes to replay from, causes are tried out on copies."""
     if scene_at is None:
         return Report.of(recording)
-    first = scene_at(0)
+    first = scene_at(0, 0, 0)
     try:
         with isolated_rng(), one_thread():
             known = reach_of(first.start()[0], first.batches, first.loss)

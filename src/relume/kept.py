@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -67,6 +68,32 @@ class Kept:
             ]
             seen.update(hash(b"".join(part[row].tobytes() for part in parts)) for row in range(samples))
         return len(seen)
+
+
+class Stretch:
+    """The (input, target) of consecutive steps, and the learning rates of the first of them: what replays train on.
+
+    It ends where the batches suffice for a verdict on each unit, where the next would take it beyond `room` bytes, and
+    at the first step that is missing.
+    """
+
+    def __init__(self, start: int, rates: Sequence[float], room: int) -> None:
+        self.start, self.rates = start, tuple(rates)  # steps done before it; of each parameter group
+        self.pairs: list[tuple[Any, Any]] = []
+        self._room = room
+        self._samples = self._bytes = 0
+
+    def wants(self, step: int) -> bool:
+        """Whether the batch of this step is to be added."""
+        return step == self.start + len(self.pairs) and self._samples < ENOUGH_SAMPLES
+
+    def add(self, input: Any, target: Any) -> None:
+        """Add the next batch, of which nobody else changes anything."""
+        samples, size = extent((input, target))
+        if self._bytes + size <= self._room:
+            self.pairs.append((input, target))
+            self._samples += samples
+            self._bytes += size
 
 
 def own(value: Any) -> Any:

@@ -11,6 +11,7 @@ FIRST_RUN = 2000  # steps whose share may be spent at once: what is ill from the
 GROWTH = 4  # from one early reading to the next, in steps done, where the budget allows no more
 AIM = 0.6  # of the budget; the rest is left for what was not measured: caches are cold after a reading
 FEWEST = 0.1  # of the budget, for readings, whatever looks cost
+COPYING = 0.1  # of the budget, for copies of the network that replays may begin from; they count as looks
 FIRST_READINGS = 2  # without regard to cost: a branch that starts at zero gets its first gradient a step later
 COLD = 2.0  # times what later readings cost, the first one does: caches are empty
 LONGEST_WAIT = 2000  # steps between readings, whatever one costs: a run of any length is read now and then
@@ -45,11 +46,14 @@ class Pace:
         """A step was not read, and took so long from its forward pass on."""
         self._usual.append(seconds)
 
-    def look(self, seconds: float, counting: float) -> None:
-        """Something else was done between steps, and took so long, of which to count the step took `counting`."""
+    def counted(self, seconds: float) -> None:
+        """A step was counted, which took so long."""
+        self.counting = min(seconds, self.counting) if self.counting else seconds
+
+    def look(self, seconds: float) -> None:
+        """Something else was done between steps, and took so long."""
         self._looks += seconds
         self.spent += seconds
-        self.counting = min(counting, self.counting) if self.counting else counting
 
     def read(self, seconds: float, own: float) -> None:
         """A step was read and took so long from its forward pass on, and then `own`."""
@@ -57,6 +61,14 @@ class Pace:
         self.spent += extra
         self._readings += 1
         self._cost = 0.7 * self._cost + 0.3 * min(extra, 4 * self._cost) if self._cost else extra / COLD
+
+    def copies(self, done: int, cost: float) -> int:
+        """Steps, with so many done, from one copy of the network to the next, where each costs so much.
+
+        At most as many as are done, so that a short run has some.
+        """
+        fewest = math.ceil(cost / (COPYING * self._budget * self.usual)) if self.usual else 1
+        return min(fewest, done, LONGEST_WAIT)
 
     def wait(self, done: int) -> int:
         """Steps from the latest reading, with so many done, to the next."""

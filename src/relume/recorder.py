@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from relume.kept import Kept, own
+from relume.kept import KEPT_BYTES, Kept, Stretch, own
 from relume.nested import as_input, extent, first_float
 from relume.pace import clock
 from relume.probe import Probe, initial_weights
@@ -54,7 +54,8 @@ class Recorder:
         self.losses = array("d")
         self.readings: list[Reading] = []
         self.kept = Kept()  # for the closing reading, for proofs and for the targets of replays
-        self.first: list[tuple[Any, Any]] = []  # (input, target) of the first steps; given the loss function
+        self.following: Stretch | None = None  # from some later step on
+        self.followed = 0  # steps whose batches were kept so
         self.window: list[tuple[tuple[Any, Any], ...]] | None = None  # of the latest steps, while they are collected
         self.summed = False  # the gradients of a step's passes, where there are several, and not averaged
         self.note = ""
@@ -68,6 +69,7 @@ class Recorder:
         self._error: Exception | None = None
         self._scripted = isinstance(self._model, torch.jit.ScriptModule)
         self._optimizer = optimizer
+        self.opening = Stretch(0, self._rates, KEPT_BYTES)  # the first steps; given the loss function
         self._trained = trained
         self._resumed = resumed or (optimizer is not None and bool(optimizer.state))
         self._started = time.perf_counter()
@@ -91,12 +93,26 @@ class Recorder:
     @property
     def wants_targets(self) -> bool:
         """Whether the next step's target is to be found, so that `arm` is called before it."""
-        return self._finder is not None and (self.window is not None or self._wants_first)
+        return self._finder is not None and (self.window is not None or self._stretch is not None)
 
     @property
-    def _wants_first(self) -> bool:
-        enough = sum(extent(input)[0] for input, _ in self.first) >= ENOUGH_SAMPLES
-        return self.step == len(self.first) and not enough
+    def first(self) -> list[tuple[Any, Any]]:
+        """(input, target) of the first steps."""
+        return self.opening.pairs
+
+    @property
+    def _stretch(self) -> Stretch | None:
+        """What the batch of the next step is to be added to."""
+        return next((s for s in (self.following, self.opening) if s is not None and s.wants(self.step)), None)
+
+    def follow(self, room: int) -> Stretch:
+        """Keep the batches from the next step on, within so many bytes, instead of those of an earlier step."""
+        self.following = Stretch(self.step, self._rates, room)
+        return self.following
+
+    @property
+    def _rates(self) -> list[float]:
+        return [float(group.get("lr", 0.0)) for group in self._optimizer.param_groups] if self._optimizer else []
 
     def keep_inputs(self) -> None:
         """Keep what goes into the network from now on, until there is enough for a verdict on each unit."""
@@ -212,9 +228,10 @@ class Recorder:
         found = self._finder.end(loss) if self._hooks and self._finder is not None else None
         if found is not None and len(found.passes) == len(self._inputs) and all(x is not None for x in self._inputs):
             pairs = tuple(zip(self._inputs, own(found.passes), strict=True))
-            if self._wants_first and len(pairs) == 1:
-                self.first += pairs
-            if self.window is not None:
+            if (stretch := self._stretch) is not None and len(pairs) == 1:
+                stretch.add(*pairs[0])
+                self.followed += stretch is self.following
+            if self.window is not None and _is_finite(loss):
                 self.window.append(pairs)
                 self.summed = found.summed
         self.count(loss)
@@ -433,6 +450,10 @@ class _Hook:
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()
+
+
+def _is_finite(loss: Any) -> bool:
+    return not isinstance(loss, Tensor) or bool(torch.isfinite(loss).all())
 
 
 def _backward(value: Tensor, parameters: list[Tensor]) -> None:

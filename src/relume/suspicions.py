@@ -52,6 +52,14 @@ def suspect_inputs(recording: Recording, complaint: tuple[Symptom, ...]) -> Susp
             cause="unscaled_inputs", strength=1.0, because=f"{fed.non_finite} input values are NaN or infinite."
         )
     strength = _off(fed.rms, 1.0, tolerated=10.0)
+    later = _later_input(recording, complaint)
+    if later is not None and (changed := _off(later.rms, max(fed.rms, 1e-12), tolerated=10.0)) > strength:
+        return Suspicion(
+            cause="unscaled_inputs",
+            strength=changed,
+            because=f"The inputs have a root mean square of {number(later.rms)} since then; at first it was "
+            f"{number(fed.rms)}.",
+        )
     if strength <= 0:
         return None
     return Suspicion(
@@ -149,6 +157,9 @@ def suspect_rate(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspic
     rate = next((r.learning_rate for r in recording.readings if r.learning_rate is not None), None)
     # 1e-3 per step is the usual advice; at 0.1 ten steps replace the weights
     strength = min(1.0, max(0.0, math.log10(max(largest, 1e-12) / 0.02) / 1.5))
+    raised = _raised_rate(recording, complaint)
+    if raised is not None and raised.strength > strength:
+        return raised
     if strength <= 0:
         return None
     return Suspicion(
@@ -158,6 +169,23 @@ def suspect_rate(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspic
         "their own size"
         + (f" at a learning rate of {number(rate)}" if rate is not None else "")
         + "; a thousandth is usual.",
+    )
+
+
+def _raised_rate(recording: Recording, complaint: tuple[Symptom, ...]) -> Suspicion | None:
+    """A learning rate that is many times what it was before the complaint."""
+    since = min((s.since for s in complaint if not s.born), default=0)
+    rates = [(r.step, r.learning_rate) for r in recording.readings if r.learning_rate]
+    before = [pair for pair in rates if pair[0] < since]
+    after = [pair for pair in rates if pair[0] >= since]
+    if not before or not after:
+        return None
+    (last, old), (first, new) = before[-1], after[0]
+    strength = _off(new / old, 1.0, tolerated=10.0, below=False)
+    return Suspicion(
+        cause="learning_rate_too_high",
+        strength=strength,
+        because=f"The learning rate went from {number(old)} to {number(new)} between steps {last} and {first}.",
     )
 
 
@@ -344,6 +372,13 @@ def _telling_input(recording: Recording) -> InputReading | None:
     """The first batch with NaN in it, or else the first batch."""
     read = [r.input for r in recording.readings if r.input is not None]
     return next((batch for batch in read if batch.non_finite), read[0] if read else None)
+
+
+def _later_input(recording: Recording, complaint: Iterable[Symptom]) -> InputReading | None:
+    """The first batch read since the complaint holds; None where it held from the start."""
+    since = min((s.since for s in complaint if not s.born), default=0)
+    read = (r.input for r in recording.readings if r.step >= since > 0 and r.input is not None)
+    return next(read, None)
 
 
 def _sites_of(recording: Recording, complaint: Iterable[Symptom]) -> list[Site]:

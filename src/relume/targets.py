@@ -37,8 +37,9 @@ class TargetFinder:
     """Armed between a forward pass and the end of its step; `end(loss)` gives the targets, or None.
 
     A loss that is a module is hooked. Of a plain function, the tensors that are combined with the model's output are
-    tried as its target, and the one that gives the very loss of the step is it. Where several passes make one step,
-    each must have a target that gives a number which the loop has made of that output, and their losses must add up.
+    tried as its target, and the one that gives the very loss of the step is it; where that is not finite, which many
+    would give, the only one that does. Where several passes make one step, each must have a target that gives a number
+    which the loop has made of that output, and their losses must add up.
     """
 
     def __init__(self, loss: Callable[[Any, Any], Tensor]) -> None:
@@ -100,11 +101,12 @@ class TargetFinder:
         whole = roots if total is None else total
         if not isinstance(self._loss, nn.Module) and not any(_close(whole, t, noise) for t in _totals(losses)):
             return None  # the loop trains on something else besides
-        return Targets(targets, summed=len(passes) > 1 and _close(roots, math.fsum(losses), noise))
+        return Targets(targets, summed=len(passes) > 1 and _close(roots, sum(losses), noise))
 
     def _told(self, seen: _Pass, loss: float | None, noise: float) -> tuple[Any, float] | None:
         """The target of one pass and its loss: the step's, or else a number that the loop has made of the output."""
         known = [float(value) for value in seen.values] if loss is None else [loss]
+        found: dict[int, tuple[Any, float]] = {}
         with torch.no_grad():
             for candidate in seen.candidates:
                 try:
@@ -112,13 +114,14 @@ class TargetFinder:
                 except Exception:
                     continue
                 if any(_close(number, value, noise) for number in known):
-                    return candidate, value
-        return None
+                    found[id(candidate)] = candidate, value
+        told = next(iter(found.values()), None)
+        return told if told is None or len(found) == 1 or math.isfinite(told[1]) else None
 
 
 def _totals(losses: Sequence[float]) -> tuple[float, ...]:
     """What a loop of several passes may call the loss of its step."""
-    count, whole = len(losses), math.fsum(losses)
+    count, whole = len(losses), sum(losses)
     return losses[-1], losses[-1] / count, whole, whole / count
 
 
@@ -136,7 +139,7 @@ def _noise(output: Any) -> float:
 
 
 def _close(a: float, b: float, noise: float) -> bool:
-    return a == b or math.isclose(a, b, rel_tol=noise)
+    return a == b or math.isclose(a, b, rel_tol=noise) or (math.isnan(a) and math.isnan(b))
 
 
 def _take_off(mode: TorchFunctionMode) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,20 +17,24 @@ from relume.actions import Action
 from relume.alarms import Alarm, closed, dead_layer, not_finite, told
 from relume.autopilot import Autopilot
 from relume.errors import RelumeError
-from relume.interventions import report_on, scene_from
+from relume.interventions import report_on, scenes_from
 from relume.journal import Journal
+from relume.kept import KEPT_BYTES, Stretch
 from relume.nested import arguments
 from relume.pace import Pace, clock
 from relume.recorder import Recorder
 from relume.recording import Reading, Recording
 from relume.remedies import Remedy
 from relume.report import Report
+from relume.snapshots import FROZEN, Snapshots, states
 
 log = logging.getLogger("relume")
 
 TIMED = 2  # steps after the first reading whose time is taken; later it is one
 AGAIN = 8  # steps read in a row, and as many looks after them, to make sure of a layer that seems dead
-SNAPSHOT_BYTES = 256 * 2**20  # of weights kept for replays, where a loss function is given
+RECENT = 2  # snapshots: they are further apart than in a check-up, and the newest may be from after an event
+LOSSES = 20  # whose median is the loss at a look: one batch tells little
+FOLLOWING = 0.04  # of all steps, at most, whose batches are kept because something had happened; the first time is free
 
 
 class watch:
@@ -75,13 +81,13 @@ class watch:
         self._autopilot = None if heal is False else Autopilot(model, optimizer, loss, heal)
         self._done: Sequence[Action] = self._autopilot.actions if self._autopilot is not None else ()
         self._journal = None
+        self._pace = Pace(budget)
         self._begin()
         if journal is not None and (self._recorder.ranks is None or self._recorder.ranks.first):
             self._journal = Journal(journal)
         self.logs_alarms = True  # on the logger "relume", as soon as there is one
         self._finished = False
         self._retired = False
-        self._pace = Pace(budget)
         self._began, self._healing = clock(), 0.0
         self._arm()
 
@@ -90,8 +96,11 @@ class watch:
         model, optimizer, loss = self._model, self._optimizer, self._loss
         self._recorder = Recorder(model, optimizer, loss, resumed=resumed)
         self._recorder.keep_inputs()
-        self._start = _snapshot(self._plain) if loss is not None and optimizer is not None else None
-        self._rates = [float(group.get("lr", 0.0)) for group in optimizer.param_groups] if optimizer else []
+        self._snapshots = None
+        if loss is not None and optimizer is not None:  # replays have no use for what torch.compile makes of the model
+            self._snapshots = Snapshots(self._plain, optimizer, lambda: self.latest, states, RECENT)
+            self._snapshots.begin()
+        self._later: dict[int, Stretch] = {}  # what followed an event, by the step of the snapshot before it
         self._written = 0
         self._next_reading = self._next_look = 0
         self._look_steps = self._recorder.look_steps
@@ -136,6 +145,7 @@ class watch:
             if self._journal is not None:
                 self._write()
             pace.read(spent or 0.0, clock() - ended)
+            self._remember()
             self._look_steps = recorder.look_steps
             self._next_look = recorder.step + self._look_steps
             self._timed = recorder.step + (1 if pace.usual else TIMED)
@@ -147,7 +157,8 @@ class watch:
         else:
             if spent is not None and not self._reads:
                 pace.ordinary(spent)
-            self._look_if_due()
+            if self._look_if_due():
+                self._remember()
         if self._autopilot is not None:
             before = clock()
             self._guarded(self._heal, self._autopilot)
@@ -159,21 +170,40 @@ class watch:
         started = clock()
         recorder = self._recorder
         recorder.count(loss)
-        counting = clock() - started
-        self._look_if_due()
+        self._pace.counted(clock() - started)
+        looked = self._look_if_due()
+        self._pace.look(clock() - started)
+        if looked:
+            self._remember()
         if recorder.step < self._next_reading and not recorder.wants_targets:
             self._left = min(self._next_reading, self._next_look) - recorder.step
         else:
             self._arm()
-        self._pace.look(clock() - started, counting)
 
-    def _look_if_due(self) -> None:
+    def _look_if_due(self) -> bool:
         recorder = self._recorder
-        if recorder.step >= self._next_look:
-            self._next_look = recorder.step + self._look_steps
-            still = recorder.look()
-            if still or self._suspects or recorder.lost:
-                self._judge(still)
+        if recorder.step < self._next_look:
+            return False
+        self._next_look = recorder.step + self._look_steps
+        still = recorder.look()
+        if still or self._suspects or recorder.lost:
+            self._judge(still)
+        return True
+
+    def _remember(self) -> None:
+        """Take a snapshot if it is time, and have the next batches kept where something happened."""
+        recorder, snapshots = self._recorder, self._snapshots
+        if snapshots is None or recorder.ranks is not None or not recorder.first:
+            return
+        started = clock()
+        recorder.flush()
+        newest = recorder.losses[-1]
+        loss = median(recorder.losses[-LOSSES:]) if math.isfinite(newest) else newest
+        before = snapshots.look(recorder.step, loss, self._pace.copies(recorder.step, snapshots.cost))
+        if before is not None and recorder.followed <= FOLLOWING * recorder.step:
+            self._later = {at: stretch for at, stretch in self._later.items() if at in snapshots.taken}
+            self._later[before] = recorder.follow(KEPT_BYTES // FROZEN)
+        self._pace.look(clock() - started)
 
     def _judge(self, still: bool) -> None:
         """Sound an alarm, or see to it that what may be one is read in the next step."""
@@ -292,10 +322,11 @@ class watch:
         return replace(self._report(), actions=self.actions)
 
     def _report(self) -> Report:
-        if self._start is None or self._optimizer is None or self._loss is None or not self._recorder.first:
+        snapshots, recorder = self._snapshots, self._recorder
+        if snapshots is None or 0 not in snapshots.taken or not recorder.first:
             return report_on(self.recording)
-        scene = scene_from(self._plain, self._optimizer, self._start, self._rates, self._recorder.first, self._loss)
-        return report_on(self.recording, lambda since: scene)
+        stretches = recorder.opening, *self._later.values()
+        return report_on(self.recording, scenes_from(snapshots, stretches, self._loss))
 
     def _guarded(self, act: Any, *args: Any) -> None:
         """Do it; an error is logged once and the watch retires, so that the user's training goes on."""
@@ -308,11 +339,3 @@ class watch:
             self._recorder.stop()
             self._recorder.note = f"the watch stopped at step {self._recorder.step}: {type(error).__name__}: {error}"
             log.warning("relume: %s; training goes on unwatched", self._recorder.note, exc_info=True)
-
-
-def _snapshot(model: nn.Module) -> dict[str, Tensor] | None:
-    """The network's state before training, for replays; None where it is too large to keep twice."""
-    state = model.state_dict()
-    if sum(t.numel() * t.element_size() for t in state.values() if isinstance(t, Tensor)) > SNAPSHOT_BYTES:
-        return None
-    return {name: t.detach().clone() if isinstance(t, Tensor) else t for name, t in state.items()}

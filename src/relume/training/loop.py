@@ -123,7 +123,7 @@ def train(
     stream: Iterator[Any],
     steps: int,
     *,
-    after_step: Callable[[int, float], None] | None = None,
+    after_step: Callable[[int, float], object] | None = None,
     watch: Watching | None = None,
 ) -> list[float]:
     """Train the model in place, and return the loss of every step.
