@@ -31,7 +31,7 @@ from benchmarks.work import WORKS, Work
 
 ROOT = Path(__file__).parents[1]
 COMPARED = WORKS[:3]
-TURN = 10  # steps of each copy before the next process has its turn
+TURN = 20  # steps of each copy before the next process has its turn
 LONGEST = 180.0  # seconds that a process may take for one network; then its figures are of fewer steps
 
 
