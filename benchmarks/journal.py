@@ -55,13 +55,13 @@ def measure(work: Work, steps: int) -> dict[str, Any]:
     }  # fmt: skip
     per_hour = round(3600 / step_seconds)
     cost, look = (pace.spent - pace._looks) / readings, pace._looks / steps
-    done, before = steps, readings
+    done = steps
     for hour in range(1, max(HOURS) + 1):
         found, done = follow(pace, done, hour * per_hour, cost, look)
         if hour in HOURS:
-            size = (before + found) * of_readings / readings + per_hour * of_losses / steps
-            row |= {f"readings_in_hour_{hour}": before + found, f"MB_in_hour_{hour}": size / 1e6}
-        before = 0
+            found += readings if hour == 1 else 0  # those that were measured
+            size = found * of_readings / readings + per_hour * of_losses / steps
+            row |= {f"readings_in_hour_{hour}": found, f"MB_in_hour_{hour}": size / 1e6}
     return row
 
 

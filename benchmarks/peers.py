@@ -76,9 +76,8 @@ def environment(tool: Tool, folder: Path) -> Path:
 
 def _variables(*, own: bool) -> dict[str, str]:
     """The variables of a process: without the modules of this one, unless it is relume's own."""
-    found = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     path = [str(ROOT), *(os.environ.get("PYTHONPATH", "").split(os.pathsep) if own else ())]
-    return {**found, "PYTHONPATH": os.pathsep.join(filter(None, path)), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), "OMP_NUM_THREADS": "1"}
 
 
 def _reason(text: str) -> str:
