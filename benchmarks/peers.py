@@ -8,8 +8,8 @@ installed, or does not run, is left out with the reason.
 
 A process of each tool holds three copies of one training, two plain and one under the tool, as its documentation writes
 it and at its defaults. Within a process they take turns step by step, A B C C B A, as in `benchmarks/watch.py`. The
-processes take turns every few steps, so that the machine's load falls on all; one that takes minutes for a network does
-fewer steps. What is timed is the processor's time, with the tool's start and without its import.
+processes take turns every few steps, so that the machine's load falls on all; one whose tool takes more than a minute
+for a network does fewer. What is timed is the processor's time, with the tool's start and without its import.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from benchmarks.work import WORKS, Work
 ROOT = Path(__file__).parents[1]
 COMPARED = WORKS[:3]
 TURN = 20  # steps of each copy before the next process has its turn
-LONGEST = 180.0  # seconds that a process may take for one network; then its figures are of fewer steps
+LONGEST = 60.0  # seconds that steps under a tool may take for one network; then its figures are of fewer steps
 
 
 class Skipped(Exception):
@@ -112,8 +112,8 @@ class Side:
 
     @property
     def seconds(self) -> float:
-        """Of the processor, so far."""
-        return sum(turn[name] for turn in self.turns for name in COPIES)
+        """Of the processor, in the steps under the tool so far."""
+        return sum(turn["with_tool"] for turn in self.turns)
 
     def close(self) -> None:
         self._process.communicate()  # no more steps are asked for, so that it ends

@@ -168,7 +168,7 @@ def serve(tool: Tool, work: Work, asked: Iterable[str]) -> Iterator[dict[str, An
     yield {"version": version(tool.package.partition("==")[0] or tool.name), "start": start}
     order = list(COPIES)
     for line in asked:
-        seconds = dict.fromkeys(COPIES, 0.0)
+        seconds: dict[str, float] = dict.fromkeys(COPIES, 0.0)
         warm(*copy.batch())  # others had the processor: what waking up costs falls on none of the three
         for _ in range(int(line)):
             for name in order:
