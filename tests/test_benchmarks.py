@@ -309,3 +309,24 @@ def test_works_are_what_the_issue_names() -> None:
     sizes = {one.name: sum(p.numel() for p in one.model().parameters()) for one in work.WORKS}
     assert sizes[TINY.name] == 2 * (64 * 64 + 64) + 650
     assert list(sizes.values())[1] == 784 * 512 + 3 * 512 * 512 + 4 * 512 + 5130
+
+
+def test_the_guide_has_what_was_measured_last() -> None:
+    """The tables of other tools, of two processes and of journals are those of the results, with date and command."""
+    guide = (KEPT.parents[1] / "docs" / "guide" / "cost.md").read_text()
+    watched, journals = kept("watch.json"), kept("journal.json")
+    others = watched["peers"]
+    assert f"Measured on {others['date']} by\n`{others['command']}`" in guide
+    for name, row in others["rows"].items():
+        for tool in TOOLS:
+            assert peers.line(name, tool.name, row[tool.name]) in guide
+    assert f"Measured on {journals['date']}\n" in guide and f"`{journals['command']}`" in guide
+    for name, row in journals["rows"].items():
+        assert f"| {name} | {row['units']} | {row['bytes_per_unit_and_reading']:.0f} bytes |" in guide
+        assert (
+            f"| {row['readings_in_hour_1']} | {row['MB_in_hour_1']:.3g} MB | {row['MB_in_hour_10']:.3g} MB |" in guide
+        )
+    for ranked in watch.RANKED:
+        row = watched["rows"][f"ddp2: {ranked.name}"]
+        assert f"| ddp2: {ranked.name} | {row['steps']} | {row['step_ms']:.3g} ms |" in guide
+        assert f"{row['watched_over_unwatched']:.3f} |" in guide and f"{row['wall_over_unwatched']:.3f} |" in guide
