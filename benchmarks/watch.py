@@ -1,13 +1,17 @@
 """What `relume.watch` costs a training step, measured as single steps that take turns with those of an unwatched twin.
 
-    python benchmarks/watch.py             # prints a table, writes results/watch.json and results/watch-profile.txt
-    python benchmarks/watch.py --quick     # to see that it runs; nothing is written
+    ./dev bench watch             # prints a table, writes results/watch.json and results/watch-profile.txt
+    ./dev bench watch --peers     # then puts other tools beside relume: see benchmarks/peers.py
+    ./dev bench watch --quick     # to see that it runs; nothing is written
 
 Three copies of one training take turns in the order A B C C B A: two unwatched, whose ratio is the noise of the
 measurement, and one watched. The processor's time of each step is summed up over the run, the start of the watch
 included. Such ratios are no finer than a per cent, so a second figure needs no twin: all that is spent within
 `watch.step`, and what steps in which something was on took beyond the median of the others, over the time of all.
 Of that, `counting` is what an ordinary call takes.
+
+The rows `ddp2` are of two processes that train one network, one thread each; both take the same turns, and the figures
+are means of the two. Waiting for one another takes no processor time, so there is a ratio of wall time too.
 """
 
 from __future__ import annotations
@@ -18,101 +22,41 @@ import json
 import pstats
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks import peers as others
 from benchmarks.machine import about
+from benchmarks.work import WARM_UP, WORKS, Copy, Work, named
 from relume import watch
 
 RESULTS = Path(__file__).parent / "results" / "watch.json"
 PROFILE = RESULTS.with_name("watch-profile.txt")
-SEED = 0
-SAMPLES = 2048
+RANKED = WORKS[:2]  # also measured on two processes
+
+Start = Callable[[nn.Module, Any], Any]
 
 
-# What is trained ------------------------------------------------------------------------------------------------------
+class Run(Copy):
+    """One copy of a training, of a process or of several; the processor's seconds of each step are kept."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """One kind of training."""
-
-    name: str
-    model: Callable[[], nn.Module]
-    inputs: tuple[int, ...]  # of one sample
-    batch: int
-    classes: int = 10
-    optimizer: Callable[[Any], torch.optim.Optimizer] = field(default=lambda p: torch.optim.Adam(p, lr=1e-3))
-    steps: int = 2000
-
-
-def mlp(*widths: int) -> nn.Module:
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise(widths):
-        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-    return nn.Sequential(nn.Flatten(), *layers[:-1])
-
-
-def cnn() -> nn.Module:
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in ((3, 32), (32, 64), (64, 64)):
-        layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1, bias=False), nn.BatchNorm2d(fan_out), nn.ReLU()]
-        layers += [nn.MaxPool2d(2)] if fan_in > 3 else []
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-
-
-class Transformer(nn.Module):
-    """Two blocks of width 64 on 32 tokens."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, activation="gelu", batch_first=True) for _ in range(2)
-        )
-        self.head = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x.mean(1))
-
-
-def deep() -> nn.Module:
-    return mlp(64, *[64] * 49, 10)
-
-
-WORKS = (
-    Work(name="tiny MLP 64-64-64-10, batch 32", model=lambda: mlp(64, 64, 64, 10), inputs=(64,), batch=32),
-    Work(
-        name="MLP 784-512x4-10, batch 128", model=lambda: mlp(784, *[512] * 4, 10), inputs=(784,), batch=128, steps=1000
-    ),
-    Work(name="CNN + BatchNorm 3-32-64-64, 32x32, batch 64", model=cnn, inputs=(3, 32, 32), batch=64, steps=300),
-    Work(name="2-block GELU transformer, batch 32", model=Transformer, inputs=(32, 64), batch=32, steps=1000),
-    Work(name="50-layer MLP, width 64, batch 64", model=deep, inputs=(64,), batch=64, steps=1000),
-)
-
-
-class Run:
-    """One copy of a training; the processor's seconds of each step are kept."""
-
-    def __init__(self, work: Work, start: Callable[[nn.Module, Any], Any] | None = None) -> None:
-        torch.manual_seed(SEED)
-        self.model = work.model()
-        self.optimizer = work.optimizer(self.model.parameters())
-        rng = torch.Generator().manual_seed(SEED)
-        self.x = torch.randn(SAMPLES, *work.inputs, generator=rng)
-        self.y = torch.randint(0, work.classes, (SAMPLES,), generator=rng)
-        self.order = torch.Generator().manual_seed(SEED)
-        self.batch = work.batch
+    def __init__(self, work: Work, start: Start | None = None) -> None:
+        super().__init__(work)
+        if dist.is_initialized():
+            self.model = DistributedDataParallel(self.model)
         self.seconds: list[float] = []
+        self.wall = 0.0
         self.own: list[float] = []  # of them, within the tool's own call after the step
         self.armed: list[bool] = []  # something of the tool's is on in this step
         started = time.process_time()
@@ -120,10 +64,9 @@ class Run:
         self.start = time.process_time() - started
 
     def step(self) -> None:
-        chosen = torch.randint(0, len(self.x), (self.batch,), generator=self.order)
-        x, y = self.x[chosen], self.y[chosen]
+        x, y = self.batch()
         self.armed.append(getattr(self.tool, "_armed", False))
-        started = time.process_time()
+        on_the_wall, started = time.perf_counter(), time.process_time()
         loss = F.cross_entropy(self.model(x), y)
         self.optimizer.zero_grad()
         loss.backward()
@@ -132,14 +75,15 @@ class Run:
         if self.tool is not None:
             self.tool.step(loss)
         ended = time.process_time()
+        self.wall += time.perf_counter() - on_the_wall
         self.seconds.append(ended - started)
         self.own.append(ended - trained)
 
 
-def measure(work: Work, steps: int, start: Callable[[nn.Module, Any], Any] = watch) -> dict[str, Any]:
+def measure(work: Work, steps: int, start: Start = watch) -> dict[str, Any]:
     """The figures of one row."""
     warm = Run(work)
-    for _ in range(20):
+    for _ in range(WARM_UP):
         warm.step()
     runs = [Run(work), Run(work), Run(work, start)]
     for step in range(steps):
@@ -157,6 +101,7 @@ def measure(work: Work, steps: int, start: Callable[[nn.Module, Any], Any] = wat
         "step_ms": 1e3 * plain / steps,
         "watched_over_unwatched": 2 * watched / (plain + twin),
         "unwatched_over_unwatched": twin / plain,
+        "wall_over_unwatched": 2 * runs[2].wall / (runs[0].wall + runs[1].wall),
         "summed_excess": float(excess / seconds.sum()),
         "counting": float(counting / seconds.sum()),
         "start_ms": 1e3 * runs[2].start,
@@ -173,6 +118,23 @@ def _said(tool: watch) -> dict[str, Any]:
     coverage = tool.report().coverage
     row |= {"report_ms": 1e3 * (time.process_time() - started), "watched_sites": len(coverage.watched)}
     return row
+
+
+def measure_ranks(work: Work, steps: int, ranks: int = 2) -> dict[str, Any]:
+    """The figures of one row where that many processes train together: means over them."""
+    with TemporaryDirectory() as folder:
+        spawn(_rank, args=(ranks, folder, work.name, steps), nprocs=ranks)
+        rows = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(ranks)]
+    return {key: value if isinstance(value, int) else mean(row[key] for row in rows) for key, value in rows[0].items()}
+
+
+def _rank(rank: int, ranks: int, folder: str, name: str, steps: int) -> None:
+    """One of the processes."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
+    torch.set_num_threads(1)
+    Path(folder, f"{rank}.json").write_text(json.dumps(measure(named(name), steps)))
+    dist.barrier()  # none goes while another still talks to it
+    dist.destroy_process_group()
 
 
 def profile(work: Work, steps: int = 500) -> str:
@@ -202,19 +164,34 @@ def line(name: str, row: dict[str, Any]) -> str:
 @click.option("--quick", is_flag=True, help="A few steps of each, nothing is written.")
 @click.option("--only", help="Rows whose name contains this; nothing is written.")
 @click.option("--steps", type=int, help="Of each row, instead of its own number.")
-def main(quick: bool, only: str | None, steps: int | None) -> None:
+@click.option("--peers", is_flag=True, help="Then the same of other tools, beside relume.")
+def main(quick: bool, only: str | None, steps: int | None, peers: bool) -> None:
     """Time watched and unwatched steps side by side."""
     torch.set_num_threads(1)
+    asked = 40 if quick else steps
+    measured = [(work.name, measure, work) for work in WORKS]
+    measured += [(f"ddp2: {work.name}", measure_ranks, work) for work in RANKED]
     print(HEAD)
     rows = {}
-    for work in WORKS:
-        if only is None or only in work.name:
-            rows[work.name] = measure(work, 40 if quick else steps or work.steps)
-            print(line(work.name, rows[work.name]), flush=True)
-    if not quick and only is None:
-        command = "./dev bench watch" + (f" --steps {steps}" if steps else "")
-        RESULTS.write_text(json.dumps({**about(command), "rows": rows}, indent=1) + "\n")
+    for name, function, work in measured:
+        if only is None or only in name:
+            rows[name] = function(work, asked or work.steps)
+            print(line(name, rows[name]), flush=True)
+    keeps = not quick and only is None
+    head = about("./dev bench watch" + (" --peers" if peers else "") + (f" --steps {steps}" if steps else ""))
+    if keeps:
+        past = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        kept = {"peers": past["peers"]} if "peers" in past else {}  # a run without them leaves them as they were
+        _keep({**head, "rows": rows, **kept})
         PROFILE.write_text("\n".join(profile(work) for work in (WORKS[0], WORKS[-1])))
+    if peers:
+        compared = others.compare([work for work in others.COMPARED if only is None or only in work.name], asked)
+        if keeps:
+            _keep({**head, "rows": rows, "peers": {**head, **compared}})
+
+
+def _keep(found: dict[str, Any]) -> None:
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
