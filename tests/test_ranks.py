@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,37 @@ def test_dead_is_what_is_dead_on_every_rank(ranks: int, tmp_path: Path) -> None:
         assert one["dead"] == [list(ON_ALL)]
         assert one["steps"] == found[0]["steps"] and one["samples"][0] == 32 * ranks
         assert one["weights"] == plain["weights"]
+
+
+def ask_one(rank: int, ranks: int, folder: str) -> None:
+    """A network that biases hold shut; only the first rank asks what is wrong."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
+    )
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.BatchNorm1d(9), nn.Linear(9, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 2))
+    nn.init.constant_(net[1].bias, -50.0)  # pyright: ignore[reportArgumentType] - a Linear's
+    model = DistributedDataParallel(net)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    random = torch.Generator().manual_seed(rank)
+    with watch(model, optimizer, loss=F.cross_entropy) as watching:
+        for _ in range(STEPS):
+            x = torch.randn(32, 9, generator=random)
+            loss = F.cross_entropy(model(x), (x[:, 0] > 0).long())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            watching.step(loss)
+    if rank == 0:
+        Path(folder, "report.json").write_text(json.dumps(watching.report().to_json()))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_one_rank_may_ask_alone(tmp_path: Path) -> None:
+    """The report of one rank replays the causes without waiting for the others, who are elsewhere."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    spawn(ask_one, args=(2, str(tmp_path)), nprocs=2)
+    first = json.loads((tmp_path / "report.json").read_text())["diagnoses"][0]
+    assert first["cause"] == "bias" and any("Replayed for" in said for said in first["because"])

@@ -61,6 +61,27 @@ class Ranks:
         return [_put_together(r, sums) for r in readings]
 
 
+class Alone(nn.Module):
+    """A network under DDP with the same parameters by the same names, run by this process alone.
+
+    A pass through DDP waits for the other ranks; a report, with its proofs and replays, may be asked of one.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the network under DDP gives."""
+        return self.module(*args, **kwargs)
+
+
+def alone(model: nn.Module) -> nn.Module:
+    """The model without what torch.compile and DDP put around it, for passes that are not the loop's."""
+    model = getattr(model, "_orig_mod", model)
+    return Alone(model.module) if isinstance(model, DistributedDataParallel) else model
+
+
 def ranks_of(model: nn.Module) -> Ranks | None:
     """The ranks that train this model together; None where one process does it alone."""
     model = getattr(model, "_orig_mod", model)

@@ -21,7 +21,7 @@ from relume.nested import as_input, extent, first_float
 from relume.pace import clock
 from relume.probe import Probe, initial_weights
 from relume.proof import prove_runs, silent_units
-from relume.ranks import ranks_of
+from relume.ranks import alone, ranks_of
 from relume.recording import Floats, Proof, Reading, Recording, Site
 from relume.sites import undisturbed
 from relume.standstill import Standstill
@@ -63,8 +63,9 @@ class Recorder:
         self.sites: dict[str, Site] = {}
         self.blind: dict[str, None] = {}
         self._called = model  # whose passes are read
-        self._model: nn.Module = getattr(model, "_orig_mod", model)  # where calls can be seen: what torch.compile wraps
-        self._compiled = self._model is not model
+        self._model = alone(model)  # where calls can be seen, also in a pass of our own
+        self._compiled = hasattr(model, "_orig_mod")
+        self._kind = type(getattr(model, "_orig_mod", model)).__name__
         self.initial = initial_weights(self._model, optimizer)
         self._error: Exception | None = None
         self._scripted = isinstance(self._model, torch.jit.ScriptModule)
@@ -414,13 +415,13 @@ class Recorder:
         proven, distinct = self._prove(last) if proofs and last and self.kept.batches else ((), None)
         if self._trained and self.step >= UNSEEN_STEPS and not before and not self._scripted:
             self.blind[
-                f"no training pass went through this {type(self._model).__name__} in {self.step} steps: "
+                f"no training pass went through this {self._kind} in {self.step} steps: "
                 "watch the very module that the loop calls (with torch.compile, what it returned), in training mode"
             ] = None
         readings = tuple(self.readings)
         del self.readings[before:]
         return Recording(
-            model=type(self._model).__name__,
+            model=self._kind,
             optimizer=type(self._optimizer).__name__ if self._optimizer else "",
             sites=tuple(sorted(self.sites.values(), key=lambda site: site.order)),
             readings=readings,

@@ -22,6 +22,7 @@ from relume.journal import Journal
 from relume.kept import KEPT_BYTES, Stretch
 from relume.nested import arguments
 from relume.pace import Pace, clock
+from relume.ranks import alone
 from relume.recorder import Recorder
 from relume.recording import Reading, Recording
 from relume.remedies import Remedy
@@ -74,7 +75,7 @@ class watch:
         if not budget > 0:
             raise ValueError(f"budget is the share of the run's time that reading may take, above 0; found {budget!r}.")
         self._model = model
-        self._plain: nn.Module = getattr(model, "_orig_mod", model)  # copies are of what torch.compile wraps
+        self._plain = alone(model)  # what copies are made of
         self._optimizer = optimizer
         self._loss = loss
         self._budget = budget
