@@ -170,12 +170,13 @@ def test_a_trial_of_unknown_arms_needs_their_records():
 
 
 def test_what_is_tried_begins_with_what_the_grave_diagnoses_name():
-    """Their remedies first; then the first for each other cause; notes recommend nothing."""
+    """Their remedies first, then the first for each other cause, then both together; notes recommend nothing."""
     names = [remedy.name for remedy in likeliest(ill_report())]
     assert names[0] == "reset_bias"
     assert "no_such_remedy" not in names
     assert {first for first, *_ in REMEDIES_FOR.values()} <= set(names)
     assert len(names) == len(set(names))
+    assert names[-1].startswith("reset_bias+") and "reset_bias+raise_learning_rate" in names
 
 
 def test_without_named_remedies_the_likeliest_are_screened_and_the_best_proven():

@@ -12,6 +12,7 @@ from relume.diagnosis import REMEDIES_FOR
 from relume.errors import RemedyError
 from relume.interventions import report_on
 from relume.remedies import REMEDIES, Remedy, find_remedy
+from relume.remedies.combination import PLUS
 from relume.report.results import Healed, Report, Trial
 from relume.training import Training, fresh, repeatable, require_steps
 from relume.trial import trial as run_trial
@@ -113,12 +114,16 @@ def _adopted(training: Training, steps: int, report: Report, trial: Trial, known
 
 
 def likeliest(report: Report) -> list[Remedy]:
-    """What a report recommends, best first; then the first remedy for each other cause, as it may be that one."""
+    """What a report recommends, best first; then the first remedy for each other cause, as it may be that one.
+
+    At the end stands the first of all together with each of these, as it may be both.
+    """
     grave = [diagnosis for diagnosis in report.diagnoses if diagnosis.severity != "note"]
     names = [name for diagnosis in grave for name in diagnosis.remedies]
     others = [first for first, *_ in REMEDIES_FOR.values()]
+    both = [f"{names[0]}{PLUS}{other}" for other in others if other not in names[0]] if names else []
     found = []
-    for name in dict.fromkeys((*names, *others, *REMEDIES_FOR["unknown"])):
+    for name in dict.fromkeys((*names, *others, *REMEDIES_FOR["unknown"], *both)):
         with suppress(RemedyError):  # a report may come from a version that knew other remedies
             found.append(find_remedy(name))
     return found
