@@ -65,12 +65,10 @@ def deep() -> nn.Module:
 
 WORKS = (
     Work(name="tiny MLP 64-64-64-10, batch 32", model=lambda: mlp(64, 64, 64, 10), inputs=(64,), batch=32),
-    Work(
-        name="MLP 784-512x4-10, batch 128", model=lambda: mlp(784, *[512] * 4, 10), inputs=(784,), batch=128, steps=1000
-    ),
+    Work(name="MLP 784-512x4-10, batch 128", model=lambda: mlp(784, *[512] * 4, 10), inputs=(784,), batch=128),
     Work(name="CNN + BatchNorm 3-32-64-64, 32x32, batch 64", model=cnn, inputs=(3, 32, 32), batch=64, steps=300),
-    Work(name="2-block GELU transformer, batch 32", model=Transformer, inputs=(32, 64), batch=32, steps=1000),
-    Work(name="50-layer MLP, width 64, batch 64", model=deep, inputs=(64,), batch=64, steps=1000),
+    Work(name="2-block GELU transformer, batch 32", model=Transformer, inputs=(32, 64), batch=32),
+    Work(name="50-layer MLP, width 64, batch 64", model=deep, inputs=(64,), batch=64),
 )
 
 
