@@ -113,7 +113,9 @@ def measure(work: Work, steps: int, start: Start = watch) -> dict[str, Any]:
 
 def _said(tool: watch) -> dict[str, Any]:
     """What the watch read, and what the report costs, which is no step."""
-    row: dict[str, Any] = {"readings": len(tool.recording.readings), "sites": len(tool.recording.sites)}
+    found = tool.recording
+    in_run = [reading for reading in found.readings if reading.step < found.steps]  # and not those that close it
+    row: dict[str, Any] = {"readings": len(in_run), "sites": len(found.sites)}
     started = time.process_time()
     coverage = tool.report().coverage
     row |= {"report_ms": 1e3 * (time.process_time() - started), "watched_sites": len(coverage.watched)}

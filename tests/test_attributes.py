@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import decimal
+import math
 import random
 import types
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
@@ -158,3 +160,23 @@ def test_a_model_that_keeps_its_activations_is_copied() -> None:
     twin: Any = duplicate(model, None)[0]
     assert twin.latest is not kept and torch.equal(twin.latest, kept) and not twin.latest.requires_grad
     assert model.latest is kept and kept.grad_fn is not None
+
+
+class Frozen(dict[str, int]):
+    """A configuration that is never written to, as libraries keep theirs on a model."""
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        raise TypeError("this is frozen")
+
+
+def test_what_is_read_only_is_left_as_it_is() -> None:
+    """A frozen mapping, a view full of NaN and a proxy of what is gone survive a pass, and so do the modes."""
+    model: Any = nn.Sequential(nn.Linear(2, 2))
+    model.settings = Frozen(width=2)
+    model.mask = torch.tensor(math.nan).expand(3)
+    gone = Schedule()
+    model.link = weakref.proxy(gone)
+    del gone
+    with undisturbed(model):
+        model.eval()
+    assert model.training and model.settings == {"width": 2} and model.mask.isnan().all()

@@ -407,3 +407,17 @@ def test_a_loss_that_is_not_finite_tells_its_target_where_only_one_can_be_it() -
             _ = output + other
         found = finder.end(loss)
         assert found is None if extra else found is not None and found.passes[0] is target
+
+
+def test_lazy_layers_and_groups_that_change_are_no_obstacle() -> None:
+    """A network without weights yet is watched, and one whose optimizer was given more since is still replayed."""
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 1))
+    relume.watch(lazy, torch.optim.SGD(lazy.parameters(), lr=0.1), loss=F.mse_loss)
+    model = network()
+    optimizer = torch.optim.SGD(list(model.parameters())[:2], lr=0.1)
+    again = states(model, optimizer)
+    optimizer.param_groups[0]["params"].append(list(model.parameters())[2])
+    assert len(again()[1].param_groups[0]["params"]) == 2
+    optimizer.param_groups[0]["params"] = optimizer.param_groups[0]["params"][:1]
+    with pytest.raises(RemedyError, match="other parameters or buffers than when"):
+        again()

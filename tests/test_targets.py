@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
+import relume
 from relume.nested import as_input, call
 from relume.recorder import Recorder
 
@@ -183,3 +184,86 @@ def test_arguments_of_both_kinds_go_by_name() -> None:
         assert torch.equal(call(Named(), as_input(Named(), args, kwargs)), Named()(*args, **kwargs))
     assert as_input(Scaled(), (x, y), {"scale": 3.0}) is None  # y has no name
     assert as_input(Named(), (x, y), {"y": y}) is None
+
+
+class Asked(nn.Module):
+    """A loss that is a module, with arguments of its own names."""
+
+    def forward(self, input: Tensor, target: Tensor, weight: Any = None) -> Tensor:
+        """The mean of squares."""
+        return ((input - target) ** 2).mean() * (1.0 if weight is None else weight)
+
+
+@pytest.mark.parametrize("way", ["one", "both", "turned", "three"])
+def test_a_loss_is_asked_by_name_too(way: str) -> None:
+    """The target is the second of two arguments, however they are given; of three none is told, and nothing raises."""
+    asked: dict[str, Any] = {
+        "one": lambda loss, y, t: loss(y, target=t),
+        "both": lambda loss, y, t: loss(input=y, target=t),
+        "turned": lambda loss, y, t: loss(target=t, input=y),
+        "three": lambda loss, y, t: loss(y, t, 2.0),
+    }
+    target = torch.zeros(8, 3)
+
+    def loop(model: Any, given: Any, loss: Any) -> Any:
+        value = asked[way](loss, model(given[0][0]), target)
+        value.backward()
+        return value
+
+    recorder, _ = window_of(loop, Asked())
+    told = [pairs[0][1] for pairs in recorder.window or ()]
+    assert not told if way == "three" else torch.equal(told[0], target)
+
+
+def test_no_random_number_is_drawn_for_a_target() -> None:
+    """A loss that draws numbers is tried on candidates without using up any of the loop's."""
+
+    def noisy(output: Tensor, target: Tensor) -> Tensor:
+        return (output + torch.randn_like(output) - target).square().mean()
+
+    def loop(model: Any, given: Any, loss: Any) -> Any:
+        torch.manual_seed(5)
+        value = loss(model(given[0][0]), torch.zeros(8, 3))
+        value.backward()
+        states.append(torch.get_rng_state())
+        return value
+
+    states: list[Tensor] = []
+    window_of(loop, noisy)
+    assert torch.equal(states[0], torch.get_rng_state())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of dynamo itself
+def test_a_loss_that_torch_compiles_is_compiled_while_it_is_watched() -> None:
+    """No mode is on where a module calls what is to be compiled, unless gradients are asked for."""
+    compiled: list[Any] = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    squares = torch.compile(lambda output, target: ((output - target) ** 2).mean(), backend=count)
+
+    class Loss(nn.Module):
+        def forward(self, output: Tensor, target: Tensor) -> Any:
+            return squares(output, target)
+
+    model, loss = nn.Linear(4, 3), Loss()
+    watching = relume.watch(model, torch.optim.SGD(model.parameters(), lr=0.1), loss=loss)
+    for x, _ in batches(5):
+        value = loss(model(x), torch.zeros(8, 3))
+        value.backward()
+        watching.step(value)
+    assert len(compiled) == 1 and len(watching._recorder.first) > 1
+
+
+def test_passes_without_a_step_are_not_kept() -> None:
+    """Hundreds of passes before the first step leave one input at most, where only replays want them."""
+    model = nn.Linear(4, 3)
+    recorder = Recorder(model, torch.optim.SGD(model.parameters(), lr=0.1), cross_entropy)
+    recorder.arm(read=False)
+    for x, _ in batches(300):
+        model(x)
+    assert recorder._inputs == [None] and recorder._finder is not None and not recorder._finder._passes
+    assert not _get_current_function_mode_stack()
+    recorder.stop()

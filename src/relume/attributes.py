@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import random
 import types
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -92,6 +93,19 @@ def refill(value: Any, was: Any) -> None:
             object.__setattr__(value, name, part)
 
 
+def _is_same(now: Any, was: Any) -> bool:
+    """Whether contents are plainly what they were, so that nothing need be written: a value may be read-only."""
+    if isinstance(was, Tensor):
+        return now.shape == was.shape and bool(((now == was) | ((now != now) & (was != was))).all())
+    if isinstance(was, np.ndarray):
+        return now.shape == was.shape and now.tobytes() == was.tobytes()
+    if isinstance(was, dict):
+        return list(map(id, now)) == list(map(id, was)) and all(now[key] is was[key] for key in was)
+    if isinstance(was, list):
+        return list(map(id, now)) == list(map(id, was))
+    return now is was
+
+
 _CONSTANT = (
     int, float, complex, str, bytes, type, type(None), tuple, frozenset, range, slice, Enum, Tensor, nn.Module,
     np.generic, torch.dtype, torch.device, PurePath, types.FunctionType, types.BuiltinFunctionType, types.MethodType,
@@ -146,7 +160,9 @@ class Attributes:
                 if own.get(name, own) is not value:
                     own[name] = value
         for value, was in zip(self.held, self._was, strict=True):
-            refill(value, was)
+            if not _is_same(contents(value), was):
+                with suppress(Exception):  # whatever a class of the user's raises where it is written to
+                    refill(value, was)
 
     def foreign(self) -> Iterator[tuple[nn.Module, str]]:
         """Attributes, by module and name, that hold something which may change and cannot be put back."""
@@ -159,7 +175,7 @@ class Attributes:
         waiting = list(values)
         while waiting and len(self._seen) < NOTED_VALUES:
             value = waiting.pop()
-            if id(value) in self._seen:
+            if id(value) in self._seen or type(value) in weakref.ProxyTypes:  # a proxy may be dead, and raise
                 continue
             self._seen[id(value)] = value
             if self._changes(value):

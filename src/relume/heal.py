@@ -78,20 +78,23 @@ def heal(
 
     if trial is not None or remedies is not None:
         trial = trial or prove(remedies or ())
-        return _adopted(training, steps, report, trial, known)
+        untreated = carry_out(fresh(training), steps, max(trial.seeds) + 1)
+        return _adopted(training, steps, report, trial, known, untreated)
+    untreated = carry_out(fresh(training), steps, max(chosen_seeds) + 1)
     untried: Sequence[Remedy] = likeliest(report)
     while True:  # until one is adopted, or all were tried
         first = max(chosen_seeds) + 2  # seeds that chose an arm would flatter it, in the trial and afresh
         chosen, untried = screen(training, untried, steps, first, engine, on_progress=on_progress)
-        healed = _adopted(training, steps, report, prove(chosen), known)
+        healed = _adopted(training, steps, report, prove(chosen), known, untreated)
         if healed.remedy is not None or not untried:
             return healed
 
 
-def _adopted(training: Training, steps: int, report: Report, trial: Trial, known: Mapping[str, Remedy]) -> Healed:
-    """Trained afresh, with the best arm of the trial that keeps its promise there; else untreated."""
+def _adopted(
+    training: Training, steps: int, report: Report, trial: Trial, known: Mapping[str, Remedy], untreated: Trained
+) -> Healed:
+    """Trained afresh, with the best arm of the trial that keeps its promise beside `untreated`; else that."""
     seed = max(trial.seeds) + 1
-    untreated = carry_out(fresh(training), steps, seed)
     refused, level = [], None
     for arm in worth_adopting(trial)[:CANDIDATES]:
         treated = carry_out(fresh(training), steps, seed, partial(apply_remedy, _record(arm, known)))

@@ -156,7 +156,11 @@ class Recorder:
             if not torch.is_grad_enabled() or not module.training or not extent((args, kwargs))[0]:
                 return
             if self._finder is not None and self.wants_targets:
-                self._inputs.append(as_input(self._model, *own((args, kwargs))))
+                if self._inputs and (self.window is None or extent(self._inputs)[1] > KEPT_BYTES):
+                    self._finder.forget()  # more passes without a step than replays, or memory, have a use for
+                    self._inputs = [None]
+                else:
+                    self._inputs.append(as_input(self._model, *own((args, kwargs))))
             if armed:
                 return
             self.began = clock()
@@ -179,8 +183,9 @@ class Recorder:
                 self._probe.trace.__exit__(None, None, None)
                 self._probe.read_output(output)
             trains = torch.is_grad_enabled() and module.training  # and not an evaluation within the step
-            if armed and trains and self._finder is not None and self.wants_targets:
-                self._finder.begin(output)
+            told = all(input is not None for input in self._inputs)
+            if armed and trains and told and self._finder is not None and self.wants_targets:
+                self._finder.begin(output, gradients=self.window is not None)
 
         self._hooks = [
             self._called.register_forward_pre_hook(_Hook(self._guarded(begin)), with_kwargs=True),
@@ -454,7 +459,7 @@ class _Hook:
 
 
 def _is_finite(loss: Any) -> bool:
-    return not isinstance(loss, Tensor) or bool(torch.isfinite(loss).all())
+    return bool(torch.isfinite(loss).all()) if isinstance(loss, Tensor) else loss is None or math.isfinite(loss)
 
 
 def _backward(value: Tensor, parameters: list[Tensor]) -> None:

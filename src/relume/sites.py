@@ -396,11 +396,11 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 if tensor is not None and value is not None and not (tensor.is_meta or torch.equal(tensor, value)):
                     tensor.copy_(value)
                 store[name] = tensor  # the same tensor again, also where forward replaced it
-        attributes.put_back()
         for module, mode in modes:
             module.training = mode
         for parameter, gradient in gradients:
             parameter.grad = gradient
+        attributes.put_back()
 
 
 def find_sites(model: nn.Module, *inputs: Any) -> tuple[Site, ...]:

@@ -73,7 +73,10 @@ def states(model: nn.Module, optimizer: Optimizer) -> Again:
     def again() -> tuple[nn.Module, Optimizer]:
         twin, copied = pair(model, optimizer)
         now = dict(_named(twin))
-        if {n: t.shape for n, t in now.items()} != {n: t.shape for n, t in weights.items()}:
+        groups = copied.param_groups
+        fewer = [len(g["params"]) < len(s) for g, s in zip(groups, moments, strict=False)]
+        reshaped = {n: t.shape for n, t in now.items()} != {n: t.shape for n, t in weights.items()}
+        if reshaped or any(fewer) or len(groups) < len(moments):
             raise RemedyError(
                 f"{type(model).__name__} has other parameters or buffers than when its weights were kept.\n"
                 "Begin a new watch where you change the network, so that replays can be made."
@@ -85,6 +88,7 @@ def states(model: nn.Module, optimizer: Optimizer) -> Again:
         del copied.param_groups[len(settings) :]  # groups that were added since
         for group, known, states in zip(copied.param_groups, settings, moments, strict=True):
             group.update(own(known))
+            del group["params"][len(states) :]  # and those in them
             copied.state.update({p: own(s) for p, s in zip(group["params"], states, strict=True) if s})
         return twin, copied
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from relume.nested import first_float, tensors
+from relume.randomness import isolated_rng
 
 SAME_SUM = 1e-4  # of a loss: what two ways to add up a few float32 numbers differ by at most
 
@@ -49,19 +51,21 @@ class TargetFinder:
         self._passes: list[_Pass] = []
         self._roots: list[Tensor] = []  # what backward began from
 
-    def begin(self, output: Any) -> None:
-        """The model has given its output."""
+    def begin(self, output: Any, *, gradients: bool = True) -> None:
+        """The model has given its output; `gradients` asks how those of several passes become one."""
         self.pause()
         seen = _Pass(_detached(output))
         self._passes.append(seen)
         if isinstance(self._loss, nn.Module):
 
-            def note(module: nn.Module, args: Any, value: Any) -> None:
-                seen.candidates.append(args[-1])
+            def note(module: nn.Module, args: Any, kwargs: Any, value: Any) -> None:
+                seen.candidates += _second(module, args, kwargs)
                 if isinstance(value, Tensor):
                     seen.values.append(value.detach())
 
-            self._hook = self._loss.register_forward_hook(note)
+            self._hook = self._loss.register_forward_hook(note, with_kwargs=True)
+            if not gradients:  # torch.compile compiles nothing that it first meets under a mode
+                return
         if not _get_current_function_mode_stack():  # the user's own mode may end in mid-step, and would take ours
             met = _Pass(None) if self._hook is not None else seen  # a module says itself what it was given
             self._mode = _Meetings(met, output, self._roots)
@@ -107,7 +111,7 @@ class TargetFinder:
         """The target of one pass and its loss: the step's, or else a number that the loop has made of the output."""
         known = [float(value) for value in seen.values] if loss is None else [loss]
         found: dict[int, tuple[Any, float]] = {}
-        with torch.no_grad():
+        with isolated_rng(), torch.no_grad():
             for candidate in seen.candidates:
                 try:
                     value = float(self._loss(seen.output, candidate))
@@ -117,6 +121,16 @@ class TargetFinder:
                     found[id(candidate)] = candidate, value
         told = next(iter(found.values()), None)
         return told if told is None or len(found) == 1 or math.isfinite(told[1]) else None
+
+
+def _second(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The target among the arguments of a loss, which is the second of two; of others nothing is known."""
+    if kwargs:
+        try:
+            args = tuple(inspect.signature(module.forward).bind(*args, **kwargs).arguments.values())
+        except (TypeError, ValueError):
+            return ()
+    return args[1:] if len(args) == 2 else ()
 
 
 def _totals(losses: Sequence[float]) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from relume.actions import Action
@@ -98,7 +99,8 @@ class watch:
         self._recorder = Recorder(model, optimizer, loss, resumed=resumed)
         self._recorder.keep_inputs()
         self._snapshots = None
-        if loss is not None and optimizer is not None:  # replays have no use for what torch.compile makes of the model
+        lazy = any(map(is_lazy, self._plain.parameters()))  # it has no weights yet that could be kept
+        if loss is not None and optimizer is not None and not lazy:
             self._snapshots = Snapshots(self._plain, optimizer, lambda: self.latest, states, RECENT)
             self._snapshots.begin()
         self._later: dict[int, Stretch] = {}  # what followed an event, by the step of the snapshot before it
@@ -317,8 +319,8 @@ class watch:
     def report(self) -> Report:
         """What was found so far; may be asked at any time, also in mid-run.
 
-        Given the loss function, the first steps are replayed on copies of the network to tell the causes apart. Where
-        `heal` changed the network, the report is on the steps since then.
+        Given the loss function, steps are replayed on copies of the network, from the nearest snapshot before the
+        illness, to tell the causes apart. Where `heal` changed the network, the report is on the steps since then.
         """
         return replace(self._report(), actions=self.actions)
 
