@@ -106,8 +106,8 @@ def only_cause(watch: relume.watch) -> Any:
     [
         (raised_rate, sgd, "learning_rate_too_high", "the learning rate divided by"),
         (larger_inputs, sgd, "unscaled_inputs", "inputs"),
-        (spiked_targets, sgd, "unscaled_targets", "targets brought back"),
-        (spiked_targets, adam, "unscaled_targets", "targets brought back"),
+        (spiked_targets, sgd, "unscaled_targets", "targets at the scale of the first steps"),
+        (spiked_targets, adam, "unscaled_targets", "targets at the scale of the first steps"),
     ],
 )
 def test_what_happens_in_mid_run_is_named_by_a_replay(event: Event, make: Any, cause: str, change: str) -> None:

@@ -256,7 +256,7 @@ CHANGES: tuple[Change, ...] = (
     ),
     *(
         Change(
-            words=f"{what} brought back to the scale that they had in the first steps",
+            words=f"{what} at the scale of the first steps",
             cause=cause,
             fits=lambda recording, strength: True,  # made only where they are no longer what they were
             back=place,
