@@ -255,3 +255,14 @@ def test_the_guide_says_what_was_measured() -> None:
         assert any(line.startswith(words) and line.endswith(said) for line in lines), said
     command = kept["command"].removeprefix("python -m benchmarks.")
     assert f"./dev bench {command}" in (root / "docs/guide/accuracy.md").read_text() and "--half report" in command
+
+
+def test_the_guide_says_how_often_healing_helped() -> None:
+    """The guide's row counts the outcomes that are kept, and names the command that gave them."""
+    root = Path(__file__).parent.parent
+    kept = json.loads((root / "benchmarks/results/healing-report.json").read_text())
+    outcomes = [case["outcome"] for case in kept["cases"]]
+    row = [len(outcomes), *(outcomes.count(word) for word in ("better", "same", "worse"))]
+    guide = (root / "docs/guide/accuracy.md").read_text()
+    assert f"| healed | {' | '.join(map(str, row))} |" in guide
+    assert f"`./dev bench {kept['command'].removeprefix('python -m benchmarks.')}`" in guide
