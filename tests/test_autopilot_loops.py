@@ -123,19 +123,24 @@ def test_copies_accumulate_as_the_loop_does(summed: bool, monkeypatch: pytest.Mo
     assert watch.actions[0].adopted == "reset_bias+he_init" and accuracy(model) > 0.8
 
 
+def run(model: nn.Module, optimizer: torch.optim.Optimizer, watch: Any) -> None:
+    """Two hundred steps of the loop that people write."""
+    for _ in range(200):
+        batch = torch.randint(0, len(IMAGES), (64,))
+        loss = cross_entropy(model(IMAGES[batch]), LABELS[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        watch.step(loss)
+
+
 def test_remedies_that_change_no_weights_are_tried_on_earlier_ones_too() -> None:
     """A lower rate cannot revive what a high one has killed: named alone, it comes with the weights from before."""
     torch.manual_seed(0)
     model = mlp(5)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     with relume.watch(model, optimizer, loss=cross_entropy, heal=["lower_learning_rate"]) as watch:
-        for _ in range(200):
-            batch = torch.randint(0, len(IMAGES), (64,))
-            loss = cross_entropy(model(IMAGES[batch]), LABELS[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            watch.step(loss)
+        run(model, optimizer, watch)
     assert watch.actions[0].adopted == "rewind+lower_learning_rate" and accuracy(model) > 0.8
 
 
@@ -146,13 +151,7 @@ def test_weights_that_are_lost_for_good_are_said_to_be(monkeypatch: pytest.Monke
     model = mlp(5)
     optimizer = torch.optim.SGD(model.parameters(), lr=30.0)
     with relume.watch(model, optimizer, loss=cross_entropy, heal=["lower_learning_rate"]) as watch:
-        for _ in range(200):
-            batch = torch.randint(0, len(IMAGES), (64,))
-            loss = cross_entropy(model(IMAGES[batch]), LABELS[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            watch.step(loss)
+        run(model, optimizer, watch)
     (action,) = watch.actions
     assert action.why == "its numbers are no longer finite, and no earlier weights were kept to begin from"
 

@@ -136,21 +136,21 @@ def train(
     losses: list[float] = []
     for step in range(1, steps + 1):
         batches = parts(to_device(next(stream), device))
-        total = torch.zeros((), device=device)
+        loss: Tensor | float = 0.0
+        value = 0.0
         for number, batch in enumerate(batches):
             loss = loss_of(training, model, batch)
-            if not math.isfinite(float(loss.detach())):
+            part = float(loss.detach())
+            if not math.isfinite(part):
                 require_finite(batch, getattr(stream, "index", step - 1))
             if number == 0:
                 optimizer.zero_grad()
-            loss = loss / len(batches) if len(batches) > 1 else loss
-            _backward(loss)
-            total = total + loss.detach() if len(batches) > 1 else loss
+            _backward(loss / len(batches) if len(batches) > 1 else loss)
+            value += part / len(batches)
         optimizer.step()
-        value = float(total.detach())
         losses.append(value)
         if watch is not None:
-            watch.step(total)
+            watch.step(value if len(batches) > 1 else loss)
         if after_step is not None:
             after_step(step, value)
         if not math.isfinite(value):
